@@ -1,0 +1,1 @@
+"""The tensor engine: equations in, tensors out. Knows no host."""

@@ -1,0 +1,65 @@
+"""The seam between the pack and the program it runs in. `host()` is the only place where one is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, Literal, Protocol
+
+from ..core.lora import LowRankDeltas
+from ..core.protocols import Condition, LatentCodec, LatentModel, Progress, TextEncoder
+
+
+class Host(Protocol):
+    """A program that runs nodes. `native` values are what its wires carry: MODEL, CLIP, VAE, CONDITIONING."""
+
+    name: str
+
+    def model(self, native: Any) -> LatentModel:
+        """A MODEL as the engine's noise predictor."""
+        ...
+
+    def codec(self, native: Any) -> LatentCodec:
+        """A VAE as the engine's autoencoder."""
+        ...
+
+    def text(self, native: Any) -> TextEncoder:
+        """A CLIP as the engine's text encoder."""
+        ...
+
+    def condition(self, native: Any) -> Condition:
+        """A CONDITIONING, its first entry, as the engine's condition."""
+        ...
+
+    def conditioning(self, condition: Condition) -> Any:
+        """The engine's condition as a CONDITIONING."""
+        ...
+
+    def with_lora(self, model: Any, clip: Any, deltas: LowRankDeltas, strength: float, clip_strength: float) -> tuple[Any, Any]:
+        """MODEL and CLIP (either may be None) with the deltas added, as new native objects."""
+        ...
+
+    def load_folder(self, folder: str | os.PathLike[str]) -> tuple[Any, Any, Any]:
+        """A diffusers-format model folder as native MODEL, CLIP, VAE."""
+        ...
+
+    def progress(self, total: int) -> Progress:
+        """The running node's progress bar; raises the host's interruption when the user cancels."""
+        ...
+
+
+_chosen: Host | None = None
+
+
+def host() -> Host:
+    """The active host: ComfyUI when it is what imported us, the diffusers runtime otherwise."""
+    global _chosen
+    if _chosen is None:
+        _chosen = load("comfyui" if "comfy" in sys.modules else "diffusers")
+    return _chosen
+
+
+def load(name: Literal["comfyui", "diffusers"]) -> Host:
+    """One host's adapter by name, imported now."""
+    return importlib.import_module(f".{name}", __name__).HOST
