@@ -1,0 +1,36 @@
+# Two commands on a fresh machine: `make run` makes a picture in output/, `make test` passes the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# An unpinned torch would bring gigabytes of GPU packages to a machine without one.
+TORCH := torch==2.13.0
+
+.PHONY: run test check clean
+
+run: $(VENV)/.runtime
+	$(BIN)/velatura run example_workflows/text_to_image.json --out output
+
+test: $(VENV)/.dev check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	touch $@
+
+$(VENV)/.runtime: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[runtime]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[runtime,train,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) output

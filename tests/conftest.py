@@ -1,0 +1,34 @@
+"""Fixtures shared by all lanes."""
+
+from pathlib import Path
+
+import pytest
+
+SHIPPED = Path(__file__).resolve().parent.parent / "demo" / "models" / "sprites"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take more than a minute as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow lane: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's architecture with seeded random weights, as a diffusers folder."""
+    from velatura.demo.architecture import write_random
+
+    folder = tmp_path_factory.mktemp("models") / "random"
+    write_random(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sprites_folder(random_folder: Path) -> Path:
+    """The trained demo model where it is shipped, else the random one."""
+    return SHIPPED if (SHIPPED / "model_index.json").exists() else random_folder
