@@ -32,7 +32,7 @@ def no_progress(step: int, total: int, preview: Any = None) -> None:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a prompt becomes: `embedding` [B, L, D], optional `pooled` [B, P], and host extras passed through as they are."""
+    """What a prompt becomes: `embedding` [B, L, D], optional `pooled` [B, P], and the host's extras, passed through."""
 
     embedding: Tensor
     pooled: Tensor | None = None
@@ -60,7 +60,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 split inside."""
 
 AttentionRule = Callable[[Site, Tensor, Tensor, Tensor, Attend], Tensor]
-"""`rule(site, q, k, v, attend)` returns what `attend(q, k, v)` would; it may change any of them, across the batch too."""
+"""`rule(site, q, k, v, attend)` stands in for `attend(q, k, v)`; it may change any of them, across the batch too."""
 
 
 @runtime_checkable
@@ -75,8 +75,8 @@ class LatentModel(Protocol):
     def predict_noise(
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance_embedding: Tensor | None = None
     ) -> Tensor:
-        """eps_theta(x_t, t, c) for x [B, C, h, w], t [B]: [B, C, h, w] in x's dtype, whatever the network was trained to
-        predict. One network call for the whole batch. `guidance_embedding` [B] is the guidance scale omega of a
+        """eps_theta(x_t, t, c) for x [B, C, h, w], t [B]: [B, C, h, w] in x's dtype, whatever the network was trained
+        to predict. One network call for the whole batch. `guidance_embedding` [B] is the guidance scale omega of a
         guidance-distilled network; ValueError if the network has no such input."""
         ...
 
@@ -89,8 +89,8 @@ class LatentModel(Protocol):
         ...
 
     def taps(self, *places: str) -> AbstractContextManager[dict[str, Tensor]]:
-        """While open, each `predict_noise` leaves the features of these places in the dict, [B, C, h', w'], attached to the
-        graph where there is one. "down.L.I", "mid", "up.L.I" are the outputs of a layer (its attention included);
+        """While open, each `predict_noise` leaves the features of these places in the dict, [B, C, h', w'], attached to
+        the graph where there is one. "down.L.I", "mid", "up.L.I" are the outputs of a layer (its attention included);
         "down.L" and "up.L" those of a whole level, after its down- or upsampler. ValueError names an unknown place."""
         ...
 
@@ -99,12 +99,12 @@ class LatentModel(Protocol):
         ...
 
     def differentiable(self) -> AbstractContextManager[None]:
-        """While open, `predict_noise` may be differentiated with respect to x and the condition. Outside, no gradient is
-        promised. The network's own parameters never require one."""
+        """While open, `predict_noise` may be differentiated with respect to x and the condition. Outside, no gradient
+        is promised. The network's own parameters never require one."""
         ...
 
     def with_lora(self, deltas: LowRankDeltas, strength: float = 1.0) -> LatentModel:
-        """A new model with the deltas added; this one is unchanged. ValueError if nothing in the file fits the network."""
+        """A new model with the deltas added; this one is unchanged. ValueError if nothing of them fits the network."""
         ...
 
 
@@ -116,7 +116,7 @@ class LatentCodec(Protocol):
     factor: int
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image [B, 3, H, W] in -1 .. 1, sides multiples of `factor` -> mean latent [B, C, H/factor, W/factor], scaled."""
+        """Image [B, 3, H, W] in -1 .. 1, sides multiples of `factor` -> mean latent [B, C, H/factor, W/factor]."""
         ...
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ class Host(Protocol):
         """The engine's condition as a CONDITIONING."""
         ...
 
-    def with_lora(self, model: Any, clip: Any, deltas: LowRankDeltas, strength: float, clip_strength: float) -> tuple[Any, Any]:
+    def with_lora(
+        self, model: Any, clip: Any, deltas: LowRankDeltas, strength: float, clip_strength: float
+    ) -> tuple[Any, Any]:
         """MODEL and CLIP (either may be None) with the deltas added, as new native objects."""
         ...
 

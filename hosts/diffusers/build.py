@@ -46,8 +46,8 @@ def save_folder(
 ) -> None:
     """Write a diffusers pipeline folder, whole or not at all: it is built beside its place and then moved there.
 
-    `tokenizer_files` maps file names (vocab.json, merges.txt, tokenizer_config.json) to their text. Files that were in the
-    folder and are not part of the pipeline stay.
+    `tokenizer_files` maps file names (vocab.json, merges.txt, tokenizer_config.json) to their text. Files that were in
+    the folder and are not part of the pipeline stay.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,24 @@
+"""Classifier-free guidance, in the two conventions of the literature. They differ by one: `w = 1 + omega`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def guide(eps_null: Tensor, eps_cond: Tensor, w: float | Tensor) -> Tensor:
+    """w eps_cond + (1 - w) eps_null (Smooth Diffusion, Eq. 5). w = 1 is the condition alone, w = 0 the null text alone.
+
+    The `cfg` of ComfyUI and the `guidance_scale` of diffusers. A tensor `w` [B] gives each sample its own.
+    """
+    return eps_null + _per_sample(w, eps_null) * (eps_cond - eps_null)
+
+
+def guide_omega(eps_cond: Tensor, eps_null: Tensor, omega: float | Tensor) -> Tensor:
+    """(1 + omega) eps_cond - omega eps_null (LCM, Eq. 12). omega = 0 is the condition alone."""
+    return eps_cond + _per_sample(omega, eps_cond) * (eps_cond - eps_null)
+
+
+def _per_sample(scale: float | Tensor, like: Tensor) -> float | Tensor:
+    if isinstance(scale, Tensor):
+        return scale.to(like).reshape((-1,) + (1,) * (like.ndim - 1))
+    return scale
