@@ -75,7 +75,7 @@ def ddim_sample(
     timesteps: Tensor,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """Sample from noise `x` [B, C, h, w] over falling `timesteps` to clean data, guided by `w` (Smooth Diffusion, Eq. 5).
+    """Sample from noise `x` [B, C, h, w] along falling `timesteps` to clean data, guided (Smooth Diffusion, Eq. 5).
 
     Without `null`, or at w = 1, the condition alone is used, one network call a step.
     """

@@ -3,7 +3,7 @@
 `W' = W + strength * (alpha / rank) * up @ down`. Layouts, for a linear layer ATTN.to_q (ATTN stands for
 `down_blocks.0.attentions.0.transformer_blocks.0.attn1`):
 
-- diffusers / PEFT: `unet.ATTN.to_q.lora_A.weight` (down), `.lora_B.weight` (up); older: `.lora.down.weight`, `.lora.up.weight`;
+- diffusers / PEFT: `unet.ATTN.to_q.lora_A.weight` (down), `.lora_B.weight` (up); older files: `.lora.down.weight`;
 - kohya: `lora_unet_ATTN_to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`, with the dots of ATTN as underscores;
 - processor: `ATTN.processor.to_q_lora.down.weight`, `.up.weight` (Smooth Diffusion's released file).
 """

@@ -47,11 +47,11 @@ class Site(NamedTuple):
     """One attention of the network, by host-neutral name.
 
     `place` is "down.L.I", "mid" or "up.L.I" (level, then layer in the level, both counted as diffusers counts them);
-    `index` counts the transformer blocks at that place.
+    `depth` counts the transformer blocks at that place.
     """
 
     place: str
-    index: int
+    depth: int
     kind: Literal["self", "cross"]
 
 

@@ -17,15 +17,16 @@ def new_unet(config: Mapping[str, Any]) -> nn.Module:
     """UNet2DConditionModel; `unet(x, t, encoder_hidden_states=c).sample`."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel.from_config(dict(config))
+    network: Any = UNet2DConditionModel.from_config(dict(config))
+    return network
 
 
 def new_autoencoder(config: Mapping[str, Any]) -> nn.Module:
     """AutoencoderKL, or VQModel where the configuration has `num_vq_embeddings`."""
     from diffusers import AutoencoderKL, VQModel
 
-    cls = VQModel if "num_vq_embeddings" in config else AutoencoderKL
-    return cls.from_config(dict(config))
+    network: Any = (VQModel if "num_vq_embeddings" in config else AutoencoderKL).from_config(dict(config))
+    return network
 
 
 def new_text_encoder(config: Mapping[str, Any]) -> nn.Module:
