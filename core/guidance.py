@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 
@@ -16,6 +19,17 @@ def guide(eps_null: Tensor, eps_cond: Tensor, w: float | Tensor) -> Tensor:
 def guide_omega(eps_cond: Tensor, eps_null: Tensor, omega: float | Tensor) -> Tensor:
     """(1 + omega) eps_cond - omega eps_null (LCM, Eq. 12). omega = 0 is the condition alone."""
     return eps_cond + _per_sample(omega, eps_cond) * (eps_cond - eps_null)
+
+
+def guidance_scale_embedding(omega: Tensor, width: int) -> Tensor:
+    """The Fourier embedding of omega [B] that a guidance-distilled network takes: [sin, cos] of 1000 omega, [B, width].
+
+    Frequencies fall geometrically from 1 to 1e-4, as in the released LCM networks. `width` is even.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * omega.to("cpu", torch.float32)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _per_sample(scale: float | Tensor, like: Tensor) -> float | Tensor:

@@ -54,6 +54,11 @@ class NoiseSchedule:
         """The schedule with these noise levels [T], rising: abar = 1 / (1 + sigma^2)."""
         return cls(1 / (1 + sigmas.to(torch.float64) ** 2))
 
+    def rescaled_to_zero_snr(self) -> NoiseSchedule:
+        """Shifted and scaled so that abar_{T-1} = 0 (Lin et al. 2024, Algorithm 1); for v- and x0-prediction."""
+        root = self.alphas_cumprod.sqrt()
+        return NoiseSchedule(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
+
     def __len__(self) -> int:
         return self.alphas_cumprod.numel()
 

@@ -1,0 +1,59 @@
+"""The embedded host: diffusers' classes as the engine's protocols. diffusers is imported when it is first used."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ...core.lora import LowRankDeltas
+from ...core.protocols import Condition, Progress
+from .. import running
+
+if TYPE_CHECKING:
+    from .codec import DiffusersCodec
+    from .model import DiffusersModel
+    from .text import DiffusersText
+
+
+class DiffusersHost:
+    """The wires carry the adapters themselves: MODEL a DiffusersModel, VAE a DiffusersCodec, CLIP a DiffusersText."""
+
+    name = "diffusers"
+
+    def model(self, native: DiffusersModel) -> DiffusersModel:
+        return native
+
+    def codec(self, native: DiffusersCodec) -> DiffusersCodec:
+        return native
+
+    def text(self, native: DiffusersText) -> DiffusersText:
+        return native
+
+    def condition(self, native: list[Any]) -> Condition:
+        embedding, extras = native[0]
+        rest = {key: value for key, value in extras.items() if key != "pooled_output"}
+        return Condition(embedding, extras.get("pooled_output"), rest)
+
+    def conditioning(self, condition: Condition) -> list[Any]:
+        pooled = {} if condition.pooled is None else {"pooled_output": condition.pooled}
+        return [[condition.embedding, {**condition.extras, **pooled}]]
+
+    def with_lora(
+        self, model: Any, clip: Any, deltas: LowRankDeltas, strength: float, clip_strength: float
+    ) -> tuple[Any, Any]:
+        if model is not None and strength != 0 and deltas.of("unet"):
+            model = model.with_lora(deltas, strength)
+        if clip is not None and clip_strength != 0 and (deltas.of("text") or deltas.of("text_2")):
+            clip = clip.with_lora(deltas, clip_strength)
+        return model, clip
+
+    def load_folder(self, folder: str | os.PathLike[str]) -> tuple[DiffusersModel, DiffusersText, DiffusersCodec]:
+        from .checkpoints import load_folder
+
+        return load_folder(folder)
+
+    def progress(self, total: int) -> Progress:
+        return running.progress(total)
+
+
+HOST = DiffusersHost()

@@ -1,0 +1,40 @@
+"""Deltas merged into a network, on a copy that shares every tensor that does not change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ...core.lora import LowRank
+
+
+def merged(network: nn.Module, deltas: Mapping[str, LowRank], strength: float) -> nn.Module:
+    """A copy of `network` with `W + strength * delta` in the layers named by underscored module name.
+
+    Untouched parameters and buffers are the original's own tensors, so the copy costs the changed layers only. Raises
+    ValueError if nothing fits, or a name or shape does not.
+    """
+    weights = {
+        name.removesuffix(".weight").replace(".", "_"): weight
+        for name, weight in network.named_parameters()
+        if name.endswith(".weight")
+    }
+    missing = sorted(set(deltas) - set(weights))
+    if missing:
+        raise ValueError(
+            f"LoRA: {len(missing)} of {len(deltas)} layers are not in this {type(network).__name__}, {missing[0]} "
+            "among them; the file was made for another model family"
+        )
+    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    twin = copy.deepcopy(network, memo=shared)
+    twins = {name.replace(".", "_"): module for name, module in twin.named_modules()}
+    for name, low in deltas.items():
+        weight = weights[name]
+        with torch.no_grad():
+            delta = low.delta(weight.shape).to(weight.device)
+            changed = (weight.float() + strength * delta).to(weight.dtype)
+        twins[name].weight = nn.Parameter(changed, requires_grad=False)
+    return twin

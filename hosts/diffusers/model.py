@@ -1,0 +1,204 @@
+"""A diffusers UNet as the engine's LatentModel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.guidance import guidance_scale_embedding
+from ...core.lora import LowRankDeltas, diffusers_name
+from ...core.protocols import AttentionRule, Condition, Site
+from ...core.schedule import NoiseSchedule, Prediction
+from .merge import merged
+
+
+class DiffusersModel:
+    """UNet2DConditionModel (SD1.5, SDXL, Sprites) and its schedule. What each method promises: core's LatentModel."""
+
+    def __init__(self, unet: nn.Module, schedule: NoiseSchedule, prediction: Prediction = "epsilon") -> None:
+        self.unet: Any = unet.eval().requires_grad_(False)
+        self.schedule = schedule
+        self.prediction: Prediction = prediction
+
+    @property
+    def latent_channels(self) -> int:
+        return self.unet.config.in_channels
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    def predict_noise(
+        self, x: Tensor, t: Tensor, condition: Condition, *, guidance_embedding: Tensor | None = None
+    ) -> Tensor:
+        batch = x.shape[0]
+        t = torch.as_tensor(t, device=self.device).expand(batch)
+        output = self.unet(
+            x.to(self.device, self.dtype),
+            t,
+            encoder_hidden_states=_rows(condition.embedding, batch, "embedding").to(self.device, self.dtype),
+            timestep_cond=self._guidance(guidance_embedding, batch),
+            added_cond_kwargs=self._added(x, condition),
+            return_dict=False,
+        )[0]
+        return self.schedule.to_epsilon(output.to(x), x, t.to(x.device), self.prediction)
+
+    def _guidance(self, omega: Tensor | None, batch: int) -> Tensor | None:
+        width = self.unet.config.time_cond_proj_dim
+        if omega is None:
+            return None
+        if width is None:
+            raise ValueError("guidance_embedding: this network has no guidance input (no time_embedding.cond_proj)")
+        return guidance_scale_embedding(torch.as_tensor(omega).expand(batch), width).to(self.device, self.dtype)
+
+    def _added(self, x: Tensor, condition: Condition) -> dict[str, Tensor] | None:
+        """SDXL's second condition: the pooled prompt, and six sizes in pixels."""
+        if self.unet.config.addition_embed_type != "text_time":
+            return None
+        if condition.pooled is None:
+            raise ValueError("condition: this network needs a pooled prompt embedding; use its own text encoder")
+        batch, extras = x.shape[0], condition.extras
+        height, width = (extras.get(k, n * 8) for k, n in (("height", x.shape[-2]), ("width", x.shape[-1])))
+        sizes = [height, width, extras.get("crop_h", 0), extras.get("crop_w", 0)]
+        sizes += [extras.get("target_height", height), extras.get("target_width", width)]
+        return {
+            "text_embeds": _rows(condition.pooled, batch, "pooled").to(self.device, self.dtype),
+            "time_ids": torch.tensor([sizes], device=self.device, dtype=self.dtype).expand(batch, -1),
+        }
+
+    def places(self) -> tuple[str, ...]:
+        return tuple(self._places())
+
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(self._attentions())
+
+    def _places(self) -> dict[str, nn.Module]:
+        """The module whose output is each place, in running order."""
+        found: dict[str, nn.Module] = {}
+        for side, blocks in (("down", self.unet.down_blocks), ("mid", None), ("up", self.unet.up_blocks)):
+            if blocks is None:
+                found["mid"] = self.unet.mid_block
+                continue
+            for level, block in enumerate(blocks):
+                layers = getattr(block, "attentions", block.resnets)
+                found |= {f"{side}.{level}.{i}": layer for i, layer in enumerate(layers)}
+                found[f"{side}.{level}"] = block
+        return found
+
+    def _attentions(self) -> dict[Site, Any]:
+        """The Attention module of each site, in running order."""
+        found: dict[Site, Any] = {}
+        for place, module in self._places().items():
+            layer: Any = module
+            if place == "mid" and getattr(layer, "attentions", None):
+                layer = layer.attentions[0]
+            for depth, block in enumerate(getattr(layer, "transformer_blocks", ())):
+                found[Site(place, depth, "self")] = block.attn1
+                if block.attn2 is not None:
+                    found[Site(place, depth, "cross")] = block.attn2
+        return found
+
+    @contextmanager
+    def taps(self, *places: str) -> Iterator[dict[str, Tensor]]:
+        known = self._places()
+        for place in places:
+            if place not in known:
+                raise ValueError(f"taps: no place {place!r} in this network; it has {', '.join(known)}")
+        seen: dict[str, Tensor] = {}
+
+        def keep(place: str) -> Any:
+            # Blocks return their skips beside the hidden state, and transformers a tuple of one.
+            return lambda _module, _args, out: seen.update({place: out if isinstance(out, Tensor) else out[0]})
+
+        with ExitStack() as stack:
+            for place in places:
+                stack.callback(known[place].register_forward_hook(keep(place)).remove)
+            yield seen
+
+    @contextmanager
+    def attention(self, rule: AttentionRule) -> Iterator[None]:
+        attentions = self._attentions()
+        before = {site: module.processor for site, module in attentions.items()}
+        try:
+            for site, module in attentions.items():
+                module.processor = _RuleProcessor(site, rule)
+            yield
+        finally:
+            for site, module in attentions.items():
+                module.processor = before[site]
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+
+    def with_lora(self, deltas: LowRankDeltas, strength: float = 1.0) -> DiffusersModel:
+        layers = self.unet.config.layers_per_block
+        names = {name: diffusers_name(name, layers) for name in deltas.of("unet")}
+        return self.with_unet(merged(self.unet, {names[n]: low for n, low in deltas.of("unet").items()}, strength))
+
+    def with_unet(self, unet: nn.Module) -> DiffusersModel:
+        """The same model around another network."""
+        other = copy.copy(self)
+        other.unet = unet.eval().requires_grad_(False)
+        return other
+
+
+class _RuleProcessor:
+    """diffusers' attention computed through a rule; the module's own projections, bias and heads stay."""
+
+    def __init__(self, site: Site, rule: AttentionRule) -> None:
+        self.site, self.rule = site, rule
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            heads = [x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v)]  # B N C -> B H N D
+            out = nn.functional.scaled_dot_product_attention(*heads, attn_mask=attention_mask)
+            return out.transpose(1, 2).flatten(2)
+
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        return attn.to_out[1](attn.to_out[0](self.rule(self.site, q, k, v, attend)))
+
+
+def _rows(value: Tensor, batch: int, name: str) -> Tensor:
+    """One row for each sample: [1, ...] is repeated, [batch, ...] is taken as it is."""
+    if value.shape[0] not in (1, batch):
+        raise ValueError(f"condition.{name}: expected 1 or {batch} rows for {batch} latents, got {value.shape[0]}")
+    return value.expand(batch, *value.shape[1:])
+
+
+def schedule_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule, Prediction]:
+    """Schedule and prediction type of a diffusers scheduler configuration."""
+    steps = config.get("num_train_timesteps", 1000)
+    start, end, kind = config.get("beta_start", 0.00085), config.get("beta_end", 0.012), config.get("beta_schedule")
+    if config.get("trained_betas") is not None:
+        schedule = NoiseSchedule.from_betas(torch.tensor(config["trained_betas"], dtype=torch.float64))
+    elif kind in ("scaled_linear", None):
+        schedule = NoiseSchedule.scaled_linear(start, end, steps)
+    elif kind == "linear":
+        schedule = NoiseSchedule.linear(start, end, steps)
+    else:
+        raise ValueError(f"scheduler: expected beta_schedule scaled_linear or linear, got {kind!r}")
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(f"scheduler: expected prediction_type epsilon, v_prediction or sample, got {prediction!r}")
+    if config.get("rescale_betas_zero_snr"):
+        schedule = schedule.rescaled_to_zero_snr()
+    return schedule, prediction
