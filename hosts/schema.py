@@ -388,8 +388,8 @@ class Schema:
 class NodeOutput:
     """What `execute` returns: one value for each output, and what the node shows on itself (`ui`)."""
 
-    def __init__(self, *args: Any, ui: UiOutput | Mapping[str, Any] | None = None, block_execution: str | None = None):
-        self.args, self.ui, self.block_execution = args, ui, block_execution
+    def __init__(self, *args: Any, ui: UiOutput | Mapping[str, Any] | None = None):
+        self.args, self.ui = args, ui
 
     @property
     def result(self) -> tuple[Any, ...] | None:
@@ -420,17 +420,17 @@ class ComfyNode:
         raise NotImplementedError(f"{cls.__name__} needs define_schema")
 
     @classmethod
-    def execute(cls, **kwargs: Any) -> NodeOutput:
+    def execute(cls, *args: Any, **kwargs: Any) -> NodeOutput:
         """Do the work. Inputs come by name; what is optional and unconnected is left out."""
         raise NotImplementedError(f"{cls.__name__} needs execute")
 
     @classmethod
-    def validate_inputs(cls, **kwargs: Any) -> bool | str:
+    def validate_inputs(cls, *args: Any, **kwargs: Any) -> bool | str:
         """True, or the reason why these constant values cannot work. What it names skips the checks of the schema."""
         raise NotImplementedError
 
     @classmethod
-    def fingerprint_inputs(cls, **kwargs: Any) -> Any:
+    def fingerprint_inputs(cls, *args: Any, **kwargs: Any) -> Any:
         """A value that changes when the node must run again though its inputs are the same (a file, for one)."""
         raise NotImplementedError
 

@@ -1,0 +1,5 @@
+"""Every node of the pack, in the order in which people meet them."""
+
+from .load import VelaturaDemoModel
+
+NODES = [VelaturaDemoModel]
