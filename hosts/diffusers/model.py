@@ -20,10 +20,20 @@ from .merge import merged
 class DiffusersModel:
     """UNet2DConditionModel (SD1.5, SDXL, Sprites) and its schedule. What each method promises: core's LatentModel."""
 
-    def __init__(self, unet: nn.Module, schedule: NoiseSchedule, prediction: Prediction = "epsilon") -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        schedule: NoiseSchedule,
+        prediction: Prediction = "epsilon",
+        *,
+        scaling_factor: float = 0.18215,
+        shift_factor: float = 0.0,
+    ) -> None:
         self.unet: Any = unet.eval().requires_grad_(False)
         self.schedule = schedule
         self.prediction: Prediction = prediction
+        # Its autoencoder's, as in DiffusersCodec: a sampler node gets a raw LATENT and no VAE.
+        self.scaling_factor, self.shift_factor = scaling_factor, shift_factor
 
     @property
     def latent_channels(self) -> int:
