@@ -118,7 +118,7 @@ def _within(denoise: Denoise, mask: Tensor, image: Tensor, noise: Tensor) -> Den
 
 @dataclass(frozen=True)
 class _Entry:
-    """One prompt of a conditioning, where it holds (`weight`, a number or [B, 1, h, w]) and when (levels end to start)."""
+    """One prompt of a conditioning; where it holds (`weight`, a number or [B, 1, h, w]), when (levels end to start)."""
 
     condition: Condition
     weight: Tensor | float
