@@ -17,8 +17,6 @@ MAY_USE = {
     "runtime": {"core", "training", "hosts", "nodes", "demo", "benchmarks"},
     "benchmarks": {"core", "training", "hosts", "nodes", "demo", "runtime"},
 }
-# The demo model is found by the node that loads it.
-MAY_USE["nodes"] |= {"demo"}
 # Who may import a library that not every user has, or that is slow to import.
 GUARDED = {
     "comfy": "hosts/comfyui",
