@@ -1,0 +1,58 @@
+"""ComfyUI as a host: its MODEL, CLIP, VAE and CONDITIONING as the engine's protocols. The only importer of comfy.*
+
+Run on ComfyUI 0.3.64.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ...core.lora import LowRankDeltas
+from ...core.protocols import Condition, Progress
+from . import load, lora
+from . import progress as progress_bar
+from . import text as texts
+from .codec import ComfyCodec
+from .model import ComfyModel
+from .text import ComfyText
+
+
+class ComfyHost:
+    """The wires carry ComfyUI's own objects; each call wraps one anew."""
+
+    name = "comfyui"
+
+    def model(self, native: Any) -> ComfyModel:
+        return ComfyModel(native)
+
+    def codec(self, native: Any, model: Any = None) -> ComfyCodec:
+        """`model`, the MODEL that the latents are for, tells the latent format: a stock VAE does not know its own."""
+        return ComfyCodec(native, model)
+
+    def text(self, native: Any) -> ComfyText:
+        return ComfyText(native)
+
+    def condition(self, native: Any) -> Condition:
+        return texts.condition(native)
+
+    def conditioning(self, condition: Condition) -> Any:
+        return texts.conditioning(condition)
+
+    def with_lora(
+        self, model: Any, clip: Any, deltas: LowRankDeltas, strength: float, clip_strength: float
+    ) -> tuple[Any, Any]:
+        if model is not None and strength != 0 and deltas.of("unet"):
+            model = lora.with_model_lora(model, deltas, strength)
+        if clip is not None and clip_strength != 0 and (deltas.of("text") or deltas.of("text_2")):
+            clip = lora.with_clip_lora(clip, deltas, clip_strength)
+        return model, clip
+
+    def load_folder(self, folder: str | os.PathLike[str]) -> tuple[Any, Any, Any]:
+        return load.load_folder(folder)
+
+    def progress(self, total: int) -> Progress:
+        return progress_bar.progress(total)
+
+
+HOST = ComfyHost()

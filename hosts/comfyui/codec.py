@@ -1,0 +1,66 @@
+"""A ComfyUI VAE as the engine's LatentCodec."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.latent_formats
+import torch
+from torch import Tensor
+
+FORMAT = "velatura_latent_format"
+"""Attribute of the VAE objects we load: their latent format. A stock VAE does not know its own."""
+
+
+class ComfyCodec:
+    """A 2-D image VAE. Scaled latents are what `latent_format` makes of the VAE's own, which LATENT wires carry.
+
+    The format is the model's where one is given, else the VAE's own if we loaded it, else Stable Diffusion 1's.
+    """
+
+    def __init__(self, native: Any, model: Any = None) -> None:
+        native.throw_exception_if_invalid()
+        if native.latent_dim != 2 or native.output_channels != 3:
+            raise ValueError("vae: expected an autoencoder of single RGB images, got one for video or sound")
+        self.native = native
+        self.latent_format: Any = getattr(native, FORMAT, None) or comfy.latent_formats.SD15()
+        if model is not None:
+            self.latent_format = model.model.latent_format
+        self.latent_channels: int = native.latent_channels
+        self.factor: int = native.spacial_compression_encode()
+        if self.latent_format.latent_channels != self.latent_channels:
+            raise ValueError(
+                f"vae: it makes latents of {self.latent_channels} channels where "
+                f"{self.latent_format.latent_channels} are expected; connect the model it belongs to"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.native.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.native.vae_dtype
+
+    def scale(self, raw: Tensor) -> Tensor:
+        """Raw latent, as the autoencoder gives it -> scaled latent."""
+        return self.latent_format.process_in(raw)
+
+    def unscale(self, latent: Tensor) -> Tensor:
+        """Scaled latent -> raw latent."""
+        return self.latent_format.process_out(latent)
+
+    def encode(self, image: Tensor) -> Tensor:
+        if image.ndim != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
+            raise ValueError(
+                f"image: expected [B, 3, H, W] with sides in multiples of {self.factor}, got {tuple(image.shape)}"
+            )
+        raw = self.native.encode((image.movedim(1, -1) + 1) / 2)  # BCHW -> BHWC, 0 .. 1
+        return self.scale(raw).to(image)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        if latent.ndim != 4 or latent.shape[1] != self.latent_channels:
+            raise ValueError(f"latent: expected [B, {self.latent_channels}, h, w], got {tuple(latent.shape)}")
+        pixels = self.native.decode(self.unscale(latent))  # 0 .. 1, clamped
+        return (pixels.movedim(-1, 1) * 2 - 1).to(latent)

@@ -1,0 +1,111 @@
+"""Where things are in ComfyUI's UNet, by the engine's names."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from comfy.ldm.modules import attention as host_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
+
+from ...core.protocols import AttentionRule, Site
+
+Block = tuple[str, int]
+"""How ComfyUI names a block to its patches: ("input", 4), ("middle", 0), ("output", 8)."""
+
+
+class Place(NamedTuple):
+    """One named feature: the submodule whose output it is, and the block the submodule belongs to.
+
+    A block is run submodule by submodule, so a hook on the block itself would never fire.
+    """
+
+    name: str
+    module: Any
+    block: Block
+    transformer: Any
+
+
+def unet_of(base: Any) -> UNetModel:
+    """The UNet of ComfyUI's BaseModel."""
+    unet = base.diffusion_model
+    if not isinstance(unet, UNetModel):
+        raise ValueError(
+            f"model: expected a UNet (the Stable Diffusion 1, 2 and XL families), got {type(unet).__name__}. "
+            "Load one of those, or the demo model."
+        )
+    return unet
+
+
+def places_of(unet: UNetModel) -> list[Place]:
+    """Every place in the order the network runs them, levels and layers counted as diffusers counts them."""
+    found = []
+    index = 1  # input block 0 is the first convolution
+    for level, layers in enumerate(unet.num_res_blocks):
+        for layer in range(layers):
+            found.append(_layer(f"down.{level}.{layer}", unet.input_blocks[index], ("input", index)))
+            index += 1
+        downsampled = level + 1 < len(unet.num_res_blocks)
+        last = index if downsampled else index - 1
+        found.append(Place(f"down.{level}", unet.input_blocks[last][-1], ("input", last), None))
+        index += downsampled
+    if unet.middle_block is not None:
+        found.append(_layer("mid", unet.middle_block, ("middle", 0)))
+    index = 0
+    for level, layers in enumerate(reversed(unet.num_res_blocks)):
+        for layer in range(layers + 1):
+            block = unet.output_blocks[index]
+            upsampled = layer == layers and level + 1 < len(unet.num_res_blocks)
+            found.append(_layer(f"up.{level}.{layer}", block[:-1] if upsampled else block, ("output", index)))
+            index += 1
+        found.append(Place(f"up.{level}", unet.output_blocks[index - 1][-1], ("output", index - 1), None))
+    return found
+
+
+def _layer(name: str, modules: Any, block: Block) -> Place:
+    transformer = next((m for m in modules if isinstance(m, host_attention.SpatialTransformer)), None)
+    return Place(name, modules[-1], block, transformer)
+
+
+def sites_of(unet: UNetModel) -> list[tuple[Site, Block]]:
+    """Every attention in the order the network runs them, with the block ComfyUI knows it by."""
+    return [
+        (Site(place.name, index, kind), place.block)
+        for place in places_of(unet)
+        if place.transformer is not None
+        for index in range(len(place.transformer.transformer_blocks))
+        for kind in ("self", "cross")
+    ]
+
+
+Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
+
+
+def replacements(unet: UNetModel, rule: AttentionRule, present: dict[str, Any]) -> dict[str, dict[Any, Replacement]]:
+    """ComfyUI's `patches_replace` with `rule` at every site; `present` is what the model already carries there.
+
+    A replacement that is already present (an adapter's, say) becomes the `attend` that the rule receives.
+    """
+    new = {kind: dict(entries) for kind, entries in present.items()}
+    for site, block in sites_of(unet):
+        attention = "attn1" if site.kind == "self" else "attn2"
+        entries = new.setdefault(attention, {})
+        key = (*block, site.index)
+        entries[key] = _replacement(site, rule, entries.get(key, entries.get(block)))
+    return new
+
+
+def _replacement(site: Site, rule: AttentionRule, present: Replacement | None) -> Replacement:
+    def replace(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if present is not None:
+                return present(q, k, v, options)
+            return host_attention.optimized_attention(
+                q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options
+            )
+
+        return rule(site, q, k, v, attend)
+
+    return replace
