@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def to_bytes(image: Tensor) -> np.ndarray:
-    """An image [H, W, 3 or 4] in 0 .. 1 as uint8 [H, W, C]; truncated as in ComfyUI, so equal values make equal files."""
+    """An image [H, W, 3 or 4] in 0 .. 1 as uint8 [H, W, C], truncated as ComfyUI does it: equal values, equal files."""
     import numpy as np
 
     scaled = 255.0 * image.detach().float().cpu().numpy()

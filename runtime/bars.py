@@ -1,0 +1,50 @@
+"""Progress on the terminal: one bar for each node that runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from .graph import title
+
+
+class Bars:
+    """Shows the executor's events on stderr. Use as its `events`; `close` when the run is over, however it ended."""
+
+    def __init__(self, prompt: Mapping[str, Any]):
+        self.prompt = prompt
+        self.bar: tqdm[Any] | None = None
+
+    def __call__(self, name: str, data: dict[str, Any]) -> None:
+        """Take one event."""
+        if name == "executing":
+            self._finish()
+            if data["node"] is not None:
+                self.bar = new_bar(title(self.prompt[data["node"]]), 1)
+        elif name == "progress" and self.bar is not None:
+            advance(self.bar, data["value"], data["max"])
+
+    def _finish(self) -> None:
+        if self.bar is not None:
+            advance(self.bar, self.bar.total, self.bar.total)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+
+def new_bar(name: str, total: int) -> tqdm[Any]:
+    """A bar on stderr; where that is no terminal, a line now and then."""
+    return tqdm(total=total, desc=name, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 10.0)
+
+
+def advance(bar: tqdm[Any], step: int, total: int) -> None:
+    """Put the bar at `step` of `total`."""
+    bar.total = total
+    bar.update(step - bar.n)

@@ -1,0 +1,106 @@
+"""The command line. Only what parses it is imported here; each command brings its own when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. 0: done; 1: a fault of ours; 2: something to mend in the input; 130: cancelled."""
+    arguments = parser().parse_args(argv)
+    try:
+        result = arguments.command(arguments)
+        if arguments.json:
+            say(json.dumps(result))
+        return 0
+    except KeyboardInterrupt:
+        say("Cancelled.", sys.stderr)
+        return 130
+    except Exception as error:
+        return _report(error, arguments.json)
+
+
+def say(text: str, stream: Any = None) -> None:
+    """One line for the user."""
+    (stream or sys.stdout).write(text + "\n")
+    (stream or sys.stdout).flush()
+
+
+def _report(error: Exception, as_json: bool) -> int:
+    from .problems import WorkflowError
+
+    # A node's own ValueError or OSError says what is wrong with its inputs or files; anything else is a bug in it.
+    cause = error.__cause__ if type(error).__name__ == "NodeError" else error
+    mendable = isinstance(cause, (ValueError, OSError))
+    if not mendable:
+        traceback.print_exception(error)
+    if as_json:
+        problems = [vars(each) for each in error.problems] if isinstance(error, WorkflowError) else []
+        say(json.dumps({"error": str(error), "problems": problems}))
+    if isinstance(error, WorkflowError) and len(error.problems) > 1:
+        lines = "\n".join(f"  - {each}" for each in error.problems)
+        say(f"velatura: the workflow has {len(error.problems)} problems:\n{lines}", sys.stderr)
+    else:
+        say(f"velatura: {error}", sys.stderr)
+    return 2 if mendable else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="velatura", description="Run, measure and train Velatura without ComfyUI.")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run a workflow", description="Run a workflow and print the files it saved.")
+    run.add_argument(
+        "file", metavar="FILE", help="a workflow: .json in either of ComfyUI's formats, or a .png that has one"
+    )
+    change = "change an input first; NODE is an id, a title or a class (may be repeated)"
+    run.add_argument("--set", dest="settings", metavar="NODE.INPUT=VALUE", action="append", default=[], help=change)
+    run.add_argument("--out", metavar="DIR", default="output", help="where saved files go (default: output)")
+    run.add_argument("--input", metavar="DIR", default="input", help="where Load Image looks (default: input)")
+    run.set_defaults(command=_run)
+
+    nodes = commands.add_parser("nodes", help="list the nodes, or describe one")
+    nodes.add_argument("node", metavar="NODE", nargs="?", help="a node's id")
+    nodes.set_defaults(command=_nodes)
+
+    bench = commands.add_parser("bench", help="measure something and print the figures")
+    bench.add_argument("name", metavar="NAME", help="a module of benchmarks/")
+    bench.set_defaults(command=_bench)
+
+    train = commands.add_parser("train", help="make one of the shipped models again")
+    train.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or a recipe file")
+    train.set_defaults(command=_train)
+
+    for each in (run, nodes, bench, train):
+        each.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    return top
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from .commands import run
+
+    return run(arguments.file, arguments.settings, arguments.out, arguments.input, show=not arguments.json)
+
+
+def _nodes(arguments: argparse.Namespace) -> dict[str, Any]:
+    from .commands import nodes
+
+    return nodes(arguments.node, show=not arguments.json)
+
+
+def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
+    from .commands import bench
+
+    return bench(arguments.name, show=not arguments.json)
+
+
+def _train(arguments: argparse.Namespace) -> Any:
+    from .commands import train
+
+    return train(arguments.recipe)

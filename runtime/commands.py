@@ -1,0 +1,159 @@
+"""What the commands do. Each returns what `--json` prints, and with `show` prints it for people itself."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import bars, widgets
+from .cli import say
+from .folders import Folders, using
+from .problems import WorkflowError, did_you_mean
+
+PACK = Path(__file__).resolve().parent.parent
+
+
+def run(file: str, settings: list[str], out: str, input_: str, show: bool) -> dict[str, Any]:
+    """Run a workflow file. The files that it saved are named in `files`."""
+    from . import registry, validate, workflow  # fmt: skip
+    from . import settings as set_
+    from .executor import Executor
+
+    folders = Folders(input=Path(input_), output=Path(out))
+    with using(folders):
+        nodes = registry.all_nodes()
+        schemas = registry.object_info(nodes)
+        loaded = workflow.load(file, schemas)
+        set_.apply(loaded, schemas, settings)
+        prompt = validate.check(loaded.prompt, nodes, schemas, loaded.problems)
+    _writable(folders.output)
+    shown = bars.Bars(prompt) if show else None
+    started = time.perf_counter()
+    extra = {"workflow": loaded.document} if loaded.document is not None else {}
+    try:
+        outcome = Executor(nodes, folders).run(prompt, events=shown or _silent, extra_pnginfo=extra)
+    finally:
+        if shown is not None:
+            shown.close()
+    files = _saved(outcome.shown, folders)
+    if show:
+        for each in files:
+            say(each)
+    return {
+        "seconds": round(time.perf_counter() - started, 3),
+        "executed": outcome.executed,
+        "outputs": outcome.shown,
+        "files": files,
+    }
+
+
+def _silent(name: str, data: dict[str, Any]) -> None:
+    pass
+
+
+def _writable(folder: Path) -> None:
+    # Found out now rather than after the sampling.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise OSError(
+            f"the output folder {folder} cannot be made: {error.strerror}. Choose another with --out"
+        ) from error
+    if not writable:
+        raise OSError(f"the output folder {folder} is not writable. Choose another with --out")
+
+
+def _saved(shown: Mapping[str, Mapping[str, Any]], folders: Folders) -> list[str]:
+    items = [item for output in shown.values() for kind in output.values() for item in kind]
+    files = [item for item in items if isinstance(item, dict) and item.get("type") == "output"]
+    return [str(folders.output / item["subfolder"] / item["filename"]) for item in files]
+
+
+def nodes(name: str | None, show: bool) -> dict[str, Any]:
+    """All schemas, or one, as `/object_info` gives them."""
+    from . import registry
+
+    schemas = registry.object_info(registry.all_nodes())
+    if name is None:
+        if show:
+            _list(schemas)
+        return schemas
+    if name not in schemas:
+        raise WorkflowError(f"there is no node “{name}”.{did_you_mean(name, schemas)} `velatura nodes` lists them.")
+    if show:
+        _describe(schemas[name])
+    return {name: schemas[name]}
+
+
+def _list(schemas: Mapping[str, widgets.Schema]) -> None:
+    width = max(map(len, schemas))
+    for category in sorted({info["category"] for info in schemas.values()}):
+        say(f"{category}")
+        for id_, info in sorted(schemas.items()):
+            if info["category"] == category:
+                say(f"  {id_:<{width}}  {info['display_name'] or id_}")
+
+
+def _describe(info: widgets.Schema) -> None:
+    say(f"{info['display_name'] or info['name']} ({info['name']}), in {info['category']}")
+    if info["description"]:
+        say(info["description"])
+    for name, type_, options, required in widgets.sockets(info):
+        say(f"  input  {name}: {_terms(type_, options, required)}")
+        if options.get("tooltip"):
+            say(f"         {options['tooltip']}")
+    for name, type_, tip in zip(info["output_name"], info["output"], info["output_tooltips"], strict=True):
+        say(f"  output {name}: {type_}")
+        if tip:
+            say(f"         {tip}")
+
+
+def _terms(type_: Any, options: Mapping[str, Any], required: bool) -> str:
+    offered = widgets.choices(type_, options)
+    terms = ["one of " + ", ".join(map(str, offered)) if offered is not None else str(type_)]
+    if options.get("min") is not None and options.get("max") is not None:
+        terms.append(f"{options['min']} to {options['max']}")
+    if options.get("default") not in (None, ""):
+        terms.append(f"default {options['default']}")
+    return ", ".join(terms if required else [*terms, "optional"])
+
+
+def bench(name: str, show: bool) -> dict[str, Any]:
+    """Run benchmarks/NAME.py and keep its figures in benchmarks/results/NAME.json."""
+    from .files import whole_file
+
+    folder = PACK / "benchmarks"
+    known = [each.name for each in pkgutil.iter_modules([str(folder)]) if not each.name.startswith("_")]
+    module = importlib.import_module(f"...benchmarks.{name}", __name__) if name in known else None
+    if module is None or not hasattr(module, "run"):
+        raise WorkflowError(f"there is no benchmark “{name}”.{did_you_mean(name, known)}")
+    bar = bars.new_bar(name, 1)
+    try:
+        figures = module.run(lambda step, total, preview=None: bars.advance(bar, step, total))
+    finally:
+        bar.close()
+    with whole_file(folder / "results" / f"{name}.json") as stream:
+        stream.write(json.dumps(figures, indent=2).encode() + b"\n")
+    if show:
+        width = max(map(len, figures), default=0)
+        for key, value in figures.items():
+            say(f"{key:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+    return figures
+
+
+def train(recipe: str) -> Any:
+    """Run one of the demo world's recipes."""
+    from ..demo import recipes
+
+    bar = bars.new_bar(recipe, 1)
+    try:
+        return recipes.run(recipe, progress=lambda step, total, preview=None: bars.advance(bar, step, total))
+    finally:
+        bar.close()
