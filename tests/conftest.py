@@ -1,5 +1,8 @@
 """Fixtures shared by all lanes."""
 
+import importlib
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,26 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sprites_folder(random_folder: Path) -> Path:
     """The trained demo model where it is shipped, else the random one."""
     return SHIPPED if (SHIPPED / "model_index.json").exists() else random_folder
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """ComfyUI in this process, on the CPU; its folder. It is left on the import path: it imports lazily too.
+
+    Run pytest with the Python of ComfyUI's own environment, after `pip install --no-deps -e .` and
+    `pip install diffusers pytest pytest-timeout` there:
+
+        COMFYUI_PATH=path/to/ComfyUI path/to/its/python -m pytest tests/comfyui tests/hosts
+    """
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        pytest.skip(
+            "COMFYUI_PATH is not set to a ComfyUI folder (the fixture in tests/conftest.py says how to run this)"
+        )
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    # ComfyUI reads the command line when it is imported, and pytest's is not for it.
+    options = importlib.import_module("comfy.options")
+    options.enable_args_parsing(False)
+    importlib.import_module("comfy.cli_args").args.cpu = True
+    return Path(path)

@@ -51,6 +51,7 @@ class ComfyCodec:
         """Scaled latent -> raw latent."""
         return self.latent_format.process_out(latent)
 
+    @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
         if image.ndim != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
             raise ValueError(
@@ -59,6 +60,7 @@ class ComfyCodec:
         raw = self.native.encode((image.movedim(1, -1) + 1) / 2)  # BCHW -> BHWC, 0 .. 1
         return self.scale(raw).to(image)
 
+    @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         if latent.ndim != 4 or latent.shape[1] != self.latent_channels:
             raise ValueError(f"latent: expected [B, {self.latent_channels}, h, w], got {tuple(latent.shape)}")

@@ -73,8 +73,10 @@ class ComfyModel:
         column = sigma.reshape(-1, *(1,) * (x.ndim - 1))
         x_ve = x.to(self.device, torch.float32) * (1 + column**2).sqrt()
         base = self._load(x_ve, condition)
-        with ExitStack() as hooks:
-            self._attach(hooks, base)
+        with ExitStack() as context:
+            if not self._differentiable:
+                context.enter_context(torch.no_grad())  # the host's parameters ask for gradients
+            self._attach(context, base)
             x_0 = self._denoise(base, x_ve, sigma, t, condition)
         return ((x_ve - x_0) / column).to(x)
 

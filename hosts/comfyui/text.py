@@ -3,7 +3,6 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +17,22 @@ class ComfyText:
     def __init__(self, native: Any) -> None:
         self.native = native
 
+    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
+        """A row for each prompt; shorter ones are filled up with empty windows. Extras are the first row's."""
         if isinstance(prompts, str) or not prompts:
-            raise ValueError("prompts: expected a list of at least one prompt")
-        return joined([condition(self._native(prompt)) for prompt in prompts])
-
-    def _native(self, prompt: str) -> Any:
-        return self.native.encode_from_tokens_scheduled(self.native.tokenize(prompt))
+            raise ValueError("prompts: expected a list of at least one text")
+        tokens = [self.native.tokenize(prompt) for prompt in prompts]
+        empty = self.native.tokenize("")
+        windows = max(len(lists) for row in tokens for lists in row.values())
+        filled = [{name: lists + empty[name] * (windows - len(lists)) for name, lists in row.items()} for row in tokens]
+        rows = [condition(self.native.encode_from_tokens_scheduled(row)) for row in filled]
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return Condition(
+            torch.cat([row.embedding for row in rows]),
+            torch.cat(pooled) if len(pooled) == len(rows) else None,
+            rows[0].extras,
+        )
 
 
 def condition(native: Any) -> Condition:
@@ -40,15 +48,3 @@ def conditioning(condition: Condition) -> list[Any]:
     """The CONDITIONING of one condition, its extras as they came."""
     pooled = {} if condition.pooled is None else {"pooled_output": condition.pooled}
     return [[condition.embedding, {**condition.extras, **pooled}]]
-
-
-def joined(rows: Sequence[Condition]) -> Condition:
-    """One condition of all rows; extras are the first row's.
-
-    A prompt longer than the encoder's window comes as several windows. Shorter rows are repeated to the common length,
-    as ComfyUI does: cross attention to a repeated context is the same.
-    """
-    length = math.lcm(*(row.embedding.shape[1] for row in rows))
-    embedding = torch.cat([row.embedding.repeat(1, length // row.embedding.shape[1], 1) for row in rows])
-    pooled = [row.pooled for row in rows if row.pooled is not None]
-    return Condition(embedding, torch.cat(pooled) if len(pooled) == len(rows) else None, rows[0].extras)

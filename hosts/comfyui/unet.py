@@ -72,10 +72,10 @@ def _layer(name: str, modules: Any, block: Block) -> Place:
 def sites_of(unet: UNetModel) -> list[tuple[Site, Block]]:
     """Every attention in the order the network runs them, with the block ComfyUI knows it by."""
     return [
-        (Site(place.name, index, kind), place.block)
+        (Site(place.name, depth, kind), place.block)
         for place in places_of(unet)
         if place.transformer is not None
-        for index in range(len(place.transformer.transformer_blocks))
+        for depth in range(len(place.transformer.transformer_blocks))
         for kind in ("self", "cross")
     ]
 
@@ -92,7 +92,7 @@ def replacements(unet: UNetModel, rule: AttentionRule, present: dict[str, Any]) 
     for site, block in sites_of(unet):
         attention = "attn1" if site.kind == "self" else "attn2"
         entries = new.setdefault(attention, {})
-        key = (*block, site.index)
+        key = (*block, site.depth)
         entries[key] = _replacement(site, rule, entries.get(key, entries.get(block)))
     return new
 
