@@ -1,0 +1,165 @@
+"""Model files on this machine as MODEL, CLIP and VAE: diffusers folders, and single files of SD1.5 and SDXL.
+
+Nothing is downloaded, and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.schedule import NoiseSchedule
+from .clip_vocabulary import tokenizer_for
+from .codec import DiffusersCodec
+from .model import DiffusersModel, schedule_of
+from .single_file import build, family_of
+from .text import DiffusersText, Tower
+
+Native = tuple[DiffusersModel, DiffusersText, DiffusersCodec]
+
+PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
+
+
+def load(path: str | os.PathLike[str]) -> Native:
+    """A diffusers folder or a single file.
+
+    Raises FileNotFoundError if there is neither, ValueError if it cannot be used; both name the file.
+    """
+    return load_folder(path) if Path(path).is_dir() else load_file(path)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. FileNotFoundError, or ValueError for a pickle and for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file as read
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(
+            f"{path}: expected a .safetensors file; a pickle can run code when it is opened. Convert it once: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE), with its 'state_dict' entry "
+            "where it has one"
+        )
+    try:
+        return read(path)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
+
+
+def place(module: Any, *, half: bool = False) -> Any:
+    """The module where it will run: on the GPU (in half precision if `half`) or, in float32, on the CPU."""
+    if torch.cuda.is_available():
+        return module.to("cuda", torch.float16 if half else torch.float32)
+    return module.to("cpu", torch.float32)
+
+
+def load_folder(folder: str | os.PathLike[str]) -> Native:
+    """A diffusers pipeline folder (Stable Diffusion 1, XL, or Sprites)."""
+    folder = Path(folder)
+    index = _json(folder / "model_index.json")
+    unet = place(_part(folder, index, "unet"), half=True)
+    vae = place(_part(folder, index, "vae"))
+    pairs = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
+    present = [pair for pair in pairs if index.get(pair[1], [None])[0]]
+    tokenizers = [tokenizer_for(folder / tokenizer) for tokenizer, _ in present]
+    encoders = [place(_part(folder, index, encoder)) for _, encoder in present]
+    if not encoders:
+        raise ValueError(f"{folder}: expected a pipeline with a CLIP text encoder; its model_index.json names none")
+    schedule, prediction = schedule_of(_json(folder / "scheduler" / "scheduler_config.json"))
+    codec = DiffusersCodec(vae)
+    model = DiffusersModel(
+        unet, schedule, prediction, scaling_factor=codec.scaling_factor, shift_factor=codec.shift_factor
+    )
+    return model, _text(tokenizers, encoders), codec
+
+
+def _text(tokenizers: list[Any], encoders: list[Any]) -> DiffusersText:
+    if len(encoders) == 1:
+        return DiffusersText((Tower.of(tokenizers[0], encoders[0]),))
+    # SDXL takes the hidden state before the last, as it is, and its second tower pads with token 0.
+    first = Tower.of(tokenizers[0], encoders[0], layer=-2, normed=False)
+    return DiffusersText((first, Tower.of(tokenizers[1], encoders[1], layer=-2, normed=False, pad=0)))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected a diffusers pipeline folder, whole")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); copy or download it again") from error
+
+
+_CLASSES = {
+    "UNet2DConditionModel": ("diffusers", "diffusion_pytorch_model"),
+    "AutoencoderKL": ("diffusers", "diffusion_pytorch_model"),
+    "VQModel": ("diffusers", "diffusion_pytorch_model"),
+    "CLIPTextModel": ("transformers", "model"),
+    "CLIPTextModelWithProjection": ("transformers", "model"),
+}
+
+
+def _part(folder: Path, index: Mapping[str, Any], name: str) -> nn.Module:
+    """One network of a pipeline folder."""
+    kind = index.get(name, [None, None])[1]
+    if kind not in _CLASSES:
+        raise ValueError(f"{folder}: {name} is {kind or 'missing'}, expected one of {', '.join(_CLASSES)}")
+    library, stem = _CLASSES[kind]
+    variant = _checked(folder / name, stem)
+    loader = getattr(importlib.import_module(library), kind)
+    return loader.from_pretrained(folder / name, variant=variant, local_files_only=True, use_safetensors=True)
+
+
+def _checked(folder: Path, stem: str) -> str | None:
+    """Which variant of the weights is there (None the plain one), after a look at every file's header."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not files:
+        pickled = next((each for each in folder.glob("*") if each.suffix in PICKLES), None)
+        if pickled:
+            read_weights(pickled)
+        raise FileNotFoundError(f"{folder}: expected {stem}.safetensors, found no safetensors file")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{file}: not a whole safetensors file ({error}); copy or download it again") from error
+    plain = [each for each in files if each.name.removeprefix(stem).startswith((".safetensors", "-0"))]
+    return None if plain else "fp16"
+
+
+def load_file(path: str | os.PathLike[str]) -> Native:
+    """A single-file checkpoint of SD1.5 or SDXL (base), safetensors, with its text encoder and autoencoder inside."""
+    path = Path(path)
+    weights = read_weights(path)
+    try:
+        family = family_of(weights)
+        networks = build(family, weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    v_prediction = "v_pred" in weights
+    schedule = NoiseSchedule.scaled_linear()
+    if "ztsnr" in weights:
+        schedule = schedule.rescaled_to_zero_snr()
+    del weights
+    unet, vae, *encoders = networks
+    tokenizer = tokenizer_for(path.with_suffix("") / "tokenizer", path.parent / "tokenizer")
+    codec = DiffusersCodec(place(vae))
+    model = DiffusersModel(
+        place(unet, half=True),
+        schedule,
+        "v_prediction" if v_prediction else "epsilon",
+        scaling_factor=codec.scaling_factor,
+    )
+    return model, _text([tokenizer] * len(encoders), [place(each) for each in encoders]), codec
