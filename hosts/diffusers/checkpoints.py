@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def place(module: Any, *, half: bool = False) -> Any:
     """The module where it will run: on the GPU (in half precision if `half`) or, in float32, on the CPU."""
-    if torch.cuda.is_available():
-        return module.to("cuda", torch.float16 if half else torch.float32)
-    return module.to("cpu", torch.float32)
+    cuda = torch.cuda.is_available()
+    dtype = torch.float16 if cuda and half else torch.float32
+    return nn.Module.to(module, "cuda" if cuda else "cpu", dtype)  # diffusers' own `to` warns about a change of dtype
 
 
 def load_folder(folder: str | os.PathLike[str]) -> Native:
@@ -116,7 +117,22 @@ def _part(folder: Path, index: Mapping[str, Any], name: str) -> nn.Module:
     library, stem = _CLASSES[kind]
     variant = _checked(folder / name, stem)
     loader = getattr(importlib.import_module(library), kind)
-    return loader.from_pretrained(folder / name, variant=variant, local_files_only=True, use_safetensors=True)
+    with _quiet():
+        return loader.from_pretrained(folder / name, variant=variant, local_files_only=True, use_safetensors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar for reading a file, which would cut through the caller's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _checked(folder: Path, stem: str) -> str | None:
