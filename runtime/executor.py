@@ -15,7 +15,7 @@ from typing import Any
 from ..core.protocols import Progress
 from ..hosts import running
 from ..hosts.running import Interrupted
-from ..hosts.schema import ComfyNode, FolderType, Hidden, HiddenHolder, NodeOutput, UiOutput
+from ..hosts.schema import ComfyNode, FolderType, Hidden, NodeOutput
 from ..hosts.ui import PreviewImage
 from . import graph
 from .folders import Folders, using
@@ -209,19 +209,20 @@ class _Run:
 
 
 def _done(output: Any, cls: type[ComfyNode], count: int) -> Done:
-    if not isinstance(output, NodeOutput):
-        output = NodeOutput(*output) if isinstance(output, tuple) else NodeOutput()
+    # In a process that ComfyUI is in as well, the pack's nodes are made of ComfyUI's classes: rely on shapes alone.
+    if output is None or isinstance(output, tuple):
+        output = NodeOutput(*(output or ()))
     if len(output.args) != count:
         raise TypeError(f"the node returned {len(output.args)} values for its {count} outputs")
-    shown = output.ui
-    if isinstance(shown, PreviewImage):
+    return Done(tuple(output.args), _shown(output.ui, cls))
+
+
+def _shown(ui: Any, cls: type[ComfyNode]) -> dict[str, Any] | None:
+    if isinstance(ui, PreviewImage):
         from .images import save_images
 
-        hidden = cls.hidden if isinstance(cls.hidden, HiddenHolder) else None
-        shown.results = save_images(shown.image, f"preview_{uuid.uuid4().hex[:8]}", FolderType.temp, hidden)
-    if isinstance(shown, UiOutput):
-        shown = shown.as_dict()
-    return Done(tuple(output.args), dict(shown) if shown else None)
+        ui.results = save_images(ui.image, f"preview_{uuid.uuid4().hex[:8]}", FolderType.temp, cls.hidden)
+    return ui.as_dict() if hasattr(ui, "as_dict") else ui
 
 
 def _fingerprint(cls: type[ComfyNode], inputs: Mapping[str, Any]) -> Any:
@@ -240,7 +241,7 @@ def _fingerprint(cls: type[ComfyNode], inputs: Mapping[str, Any]) -> Any:
 def _identity(cls: type[ComfyNode], id_: str) -> str | None:
     """The node's own id where its results may depend on it, so that two alike nodes do not share one run."""
     schema = cls.GET_SCHEMA()
-    return id_ if schema.not_idempotent or Hidden.unique_id in schema.hidden else None
+    return id_ if schema.not_idempotent or Hidden.unique_id in (schema.hidden or []) else None
 
 
 def _brief(value: Any) -> Any:

@@ -26,9 +26,7 @@ def apply(workflow: Workflow, schemas: Mapping[str, widgets.Schema], settings: l
         node = workflow.prompt[id_]
         schema = schemas.get(node["class_type"])
         if schema is None:
-            raise WorkflowError(
-                f"“{setting}”: there is no node “{node['class_type']}” here{did_you_mean(name, schemas)}"
-            )
+            raise WorkflowError(f"“{setting}”: there is no node “{node['class_type']}” here")
         value = _value(schema, title(node), input_, text)
         node["inputs"][input_] = value
         _store(workflow.document, id_, schema, input_, value)

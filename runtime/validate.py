@@ -193,7 +193,8 @@ def _arguments(cls: type[ComfyNode]) -> set[str]:
 
 def overrides(cls: type[ComfyNode], name: str) -> bool:
     """Does the node define this method itself?"""
-    return getattr(cls, name).__func__ is not getattr(ComfyNode, name).__func__
+    owner = next(each for each in cls.__mro__ if name in vars(each))
+    return owner.__module__ not in (ComfyNode.__module__, "comfy_api.latest._io")
 
 
 def _verdict(cls: type[ComfyNode], given: Mapping[str, Any], judged: set[str]) -> str | None:
