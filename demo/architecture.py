@@ -1,8 +1,9 @@
-"""The Sprites model: its networks' configurations, its vocabulary, and a folder of random weights with the same shapes.
+"""The Sprites model: its networks' configurations, its vocabulary, and a folder of random weights with the same
+shapes.
 
-Only scale differs from Stable Diffusion 1: latents of 4 channels at an eighth of the side, epsilon prediction, 1000 steps
-of the scaled-linear schedule, text by cross attention from a CLIP text transformer. Every width is a multiple of 32, because
-the hosts' stock UNet and autoencoder normalise in 32 groups.
+Only scale differs from Stable Diffusion 1: latents of 4 channels at an eighth of the side, epsilon prediction, 1000
+steps of the scaled-linear schedule, text by cross attention from a CLIP text transformer. Every width is a multiple
+of 32, because the hosts' stock UNet and autoencoder normalise in 32 groups.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ MAX_TOKENS = 32
 def merges(words: tuple[str, ...] = WORDS) -> list[tuple[str, str]]:
     """Byte-pair merges that make every word one token (Sennrich et al. 2016, trained until nothing is left to merge).
 
-    Training, not left-to-right chains: an encoder applies merges by rank, so only merges learned in rank order over all
-    words together are sure to end in whole words.
+    Training, not left-to-right chains: an encoder applies merges by rank, so only merges learned in rank order over
+    all words together are sure to end in whole words.
     """
     spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(words))]
     learned: list[tuple[str, str]] = []
@@ -79,7 +80,7 @@ def tokenizer_files() -> dict[str, str]:
 
 def autoencoder(factor: int = 8, regulariser: Literal["kl", "vq"] = "kl") -> dict[str, Any]:
     """Configuration at a reduction of 4, 8 or 16 per side, with either regulariser (Latent Diffusion, section 3.1)."""
-    widths = {4: [32, 64, 96], 8: [32, 64, 96, 96], 16: [32, 64, 96, 96, 96]}.get(factor)
+    widths = {4: [32, 64, 96], 8: [32, 32, 64, 96], 16: [32, 32, 64, 96, 96]}.get(factor)
     if widths is None:
         raise ValueError(f"factor: expected 4, 8 or 16, got {factor}")
     if regulariser not in ("kl", "vq"):

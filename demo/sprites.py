@@ -1,0 +1,196 @@
+"""The Sprites world: scenes with exact captions, alpha, layers, key points and a semantic map.
+
+A scene is a pure function of (seed, index): its random numbers are a hash of both, so a sample is the same whatever
+batch it is drawn in, on any device. Everything is analytic and drawn for many samples at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import captions
+from .backgrounds import PLACES, Place
+from .objects import OBJECTS, PALETTE, Frame, Kind, Look
+
+CHUNK = 32  # samples drawn together: keeps a chunk's pictures in the processor's cache
+SEMANTIC_CLASSES = ("far", "ground", *captions.KINDS)
+_NUMBERS = 24
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """B scenes of side S. Pictures are float32 in 0 .. 1.
+
+    `foreground` is the object in white light and `lit_foreground` in the background's, both straight RGBA [B, 4, S,
+    S] whose colour continues beyond the silhouette; `shade` [B, 3, S, S] is what the object does to the light on the
+    background (a shadow below 1, its own light above); `blend` = lit_foreground over (background * shade). `points`
+    [B, 5, 2] are (x, y) in pixels inside the object; `semantic` [B, S, S] indexes SEMANTIC_CLASSES.
+    """
+
+    kind: Tensor
+    colour: Tensor
+    place: Tensor
+    side: Tensor
+    captions: list[str]
+    foreground_captions: list[str]
+    background_captions: list[str]
+    foreground: Tensor
+    lit_foreground: Tensor
+    background: Tensor
+    shade: Tensor
+    blend: Tensor
+    points: Tensor
+    semantic: Tensor
+
+
+def draw(
+    seed: int,
+    indices: Sequence[int] | Tensor,
+    size: int = 128,
+    *,
+    kind: int | None = None,
+    colour: int | None = None,
+    place: int | None = None,
+    side: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Scenes:
+    """The scenes of these indices. `kind`, `colour`, `place` and `side` pin an attribute; the rest of a scene stays.
+
+    ValueError if the size is not positive, nothing is asked for, or a pinned attribute is out of range.
+    """
+    indices = torch.as_tensor(indices, dtype=torch.long)
+    if size < 8 or indices.numel() == 0 or indices.ndim != 1:
+        raise ValueError(f"draw: expected size >= 8 and a list of indices, got {size} and shape {tuple(indices.shape)}")
+    u = uniform(seed, indices, _NUMBERS)
+    pinned = (("kind", kind, OBJECTS), ("colour", colour, PALETTE), ("place", place, PLACES), ("side", side, (0, 1)))
+    attributes = []
+    for column, (name, value, choices) in enumerate(pinned):
+        if value is not None and not 0 <= value < len(choices):
+            raise ValueError(f"{name}: expected 0 .. {len(choices) - 1}, got {value}")
+        drawn = (u[:, column] * len(choices)).long()
+        attributes.append(drawn if value is None else torch.full_like(drawn, value))
+    parts = [
+        _chunk(u[at : at + CHUNK].to(device), [a[at : at + CHUNK] for a in attributes], size)
+        for at in range(0, len(indices), CHUNK)
+    ]
+    pictures = [torch.cat(column) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True)]
+    rows = list(zip(*(a.tolist() for a in attributes), (u[:, 4] * captions.TEMPLATES).long().tolist(), strict=True))
+    fields: list[Any] = [
+        *(a.to(device) for a in attributes),
+        [captions.caption(*row) for row in rows],
+        [captions.foreground_caption(k, c) for k, c, *_ in rows],
+        [captions.background_caption(p, s) for _, _, p, s, _ in rows],
+        *pictures,
+    ]
+    return Scenes(*fields)
+
+
+def uniform(seed: int, indices: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1), float32 [N, count]: the SplitMix64 hash of (seed, index, column)."""
+    state = _scramble(_scramble(torch.tensor(seed, dtype=torch.long)) + indices.long().cpu()[:, None])
+    bits = _scramble(state + torch.arange(count) * -7046029254386353131)
+    return ((bits >> 40) & 0xFFFFFF).to(torch.float32) / 2.0**24
+
+
+def _scramble(z: Tensor) -> Tensor:
+    z = z + -7046029254386353131
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+def _chunk(u: Tensor, attributes: list[Tensor], size: int) -> tuple[Tensor, ...]:
+    """(foreground, lit_foreground, background, shade, blend, points, semantic) of one chunk."""
+    kind, colour, place, side = attributes
+    n, device = len(u), u.device
+    grid = (torch.arange(size, device=device) + 0.5) / size
+    background = torch.empty(n, 3, size, size, device=device)
+    ground = torch.empty(n, size, size, device=device)
+    for value in place.unique().tolist():
+        rows = torch.nonzero(place == value)[:, 0].to(device)
+        x = torch.where(side.to(device)[rows, None] == 1, 1 - grid, grid)[:, None, :].expand(-1, size, -1)
+        image, low = PLACES[value].draw(Place(x, grid.view(1, -1, 1).expand(1, size, size), u[rows, 14:], 1 / size))
+        background[rows], ground[rows] = image.clamp(0, 1), low.expand(-1, size, size)
+
+    lights = [PLACES[value].light for value in place.tolist()]
+    tint = torch.tensor([light.tint for light in lights], device=device).view(n, 3, 1, 1)
+    direction = torch.tensor([light.direction for light in lights], device=device)
+    direction[:, 0] *= 1 - 2 * side.to(device)
+    strength = torch.tensor([(light.ambient, light.diffuse) for light in lights], device=device)
+    hue = torch.tensor(PALETTE, device=device)[colour.to(device)].view(n, 3, 1, 1)
+
+    radius = 0.24 + 0.08 * u[:, 5]
+    centre_x, centre_y = 0.5 + 0.20 * (u[:, 6] - 0.5), 0.46 + 0.10 * (u[:, 7] - 0.5)
+    shade = _shade(grid, kind, hue, direction, radius, centre_x, centre_y)
+    foreground = torch.empty(n, 4, size, size, device=device)
+    lit = torch.empty_like(foreground)
+    points = torch.empty(n, 5, 2, device=device)
+    for value in kind.unique().tolist():
+        rows = torch.nonzero(kind == value)[:, 0].to(device)
+        what = OBJECTS[value]
+        tilt = what.tilt * (2 * u[rows, 8] - 1)
+        x = ((grid[None] - centre_x[rows, None]) / radius[rows, None])[:, None, :]
+        y = ((grid[None] - centre_y[rows, None]) / radius[rows, None])[:, :, None]
+        frame = _frame(x, y, tilt, 1 / (radius[rows] * size), u[rows, 9:], direction[rows], hue[rows])
+        look = what.draw(frame)
+        facing = _facing(frame)
+        foreground[rows] = _colour(what, look, facing, 1.0, torch.tensor([[0.66, 0.40]], device=device))
+        lit[rows] = _colour(what, look, facing, tint[rows], strength[rows])
+        points[rows] = size * _place_points(what, tilt, radius[rows], centre_x[rows], centre_y[rows])
+    blend = torch.lerp((background * shade).clamp(0, 1), lit[:, :3], lit[:, 3:])
+    classes = torch.where(foreground[:, 3] >= 0.25, kind.to(device)[:, None, None] + 2, (ground > 0.5).long())
+    return foreground, lit, background, shade, blend, points, classes
+
+
+def _frame(x: Tensor, y: Tensor, tilt: Tensor, pixel: Tensor, u: Tensor, light: Tensor, hue: Tensor) -> Frame:
+    """Object coordinates: turned back by the tilt. x [n, 1, W], y [n, H, 1]."""
+    cos, sin = tilt.cos()[:, None, None], tilt.sin()[:, None, None]
+    lx, ly = light[:, :1, None], light[:, 1:, None]
+    turned_x, turned_y = cos * x + sin * y, cos * y - sin * x
+    radius = (x**2 + y**2).sqrt()
+    return Frame(turned_x, turned_y, radius, pixel[:, None, None], u, cos * lx + sin * ly, cos * ly - sin * lx, hue)
+
+
+def _facing(f: Frame) -> Tensor:
+    """How much the surface faces the light, 0 .. 1, as on a dome."""
+    return (0.5 + 0.5 * (f.x * f.light_x + f.y * f.light_y)).clamp(0, 1)
+
+
+def _colour(what: Kind, look: Look, facing: Tensor, tint: Tensor | float, strength: Tensor) -> Tensor:
+    """RGBA of an object under a light. One that emits light keeps its own colour."""
+    colour = look.albedo
+    if not what.emits:
+        level = strength[:, :1, None] + strength[:, 1:, None] * facing
+        colour = colour * (level.unsqueeze(1) * tint)
+    if look.gloss is not None:
+        colour = colour + look.gloss.unsqueeze(1) * (0.9 * tint)
+    return torch.cat([colour.clamp(0, 1), look.alpha.unsqueeze(1)], 1)
+
+
+def _shade(
+    grid: Tensor, kind: Tensor, hue: Tensor, light: Tensor, radius: Tensor, centre_x: Tensor, centre_y: Tensor
+) -> Tensor:
+    """The soft ellipse below the object: its shadow away from the light, or the pool of its own light. [n, 3, S,
+    S]."""
+    emits = torch.tensor([OBJECTS[k].emits for k in kind.tolist()], device=grid.device)
+    weight = torch.tensor([OBJECTS[k].shadow for k in kind.tolist()], device=grid.device)
+    shift = torch.where(emits, 0.0, -0.45 * light[:, 0] * radius)
+    x = (grid[None] - (centre_x + shift)[:, None]) / (0.75 * radius[:, None])
+    y = (grid[None] - (centre_y + 1.06 * radius)[:, None]) / (0.17 * radius[:, None] + 0.01)
+    pool = torch.exp(-0.5 * (x**2)[:, None, :]) * torch.exp(-0.5 * (y**2)[:, :, None])
+    pull = torch.where(emits[:, None, None, None], 0.55 * hue, -0.55 * weight.view(-1, 1, 1, 1))
+    return 1 + pull * pool.unsqueeze(1)
+
+
+def _place_points(what: Kind, tilt: Tensor, radius: Tensor, centre_x: Tensor, centre_y: Tensor) -> Tensor:
+    """The kind's points in the picture, 0 .. 1, [n, 5, 2]."""
+    own = torch.tensor(what.points, device=tilt.device)
+    cos, sin, r = tilt.cos()[:, None], tilt.sin()[:, None], radius[:, None]
+    x = centre_x[:, None] + r * (cos * own[:, 0] - sin * own[:, 1])
+    y = centre_y[:, None] + r * (sin * own[:, 0] + cos * own[:, 1])
+    return torch.stack([x, y], -1)

@@ -1,0 +1,188 @@
+"""The autoencoder of latent diffusion: reconstruction, a patch discriminator that starts late, and a regulariser.
+
+`x ~ D(E(x))`, `E` reduces each side by f. The latent is kept in bounds either by a slight KL penalty towards N(0, 1)
+or by a vector-quantised codebook (Latent Diffusion, section 3.1).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.protocols import Progress, no_progress
+from .groupnorm import quicken
+from .loop import Job, Settings, Trained, accelerator_for, fit, recipe_of
+
+Images = Callable[[int, int], Tensor]
+"""`images(first, count)`: training pictures [count, 3, H, W] in -1 .. 1, the same for the same numbers."""
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings(Settings):
+    """`kl_weight` on the KL term (none for a codebook); `mse` and `edges` weigh the squared error and the error of the
+    picture's differences beside L1; `adversarial` weighs the discriminator from step `adversarial_from` on."""
+
+    kl_weight: float = 1e-6
+    mse: float = 4.0
+    edges: float = 0.3
+    adversarial: float = 0.0
+    adversarial_from: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("kl_weight", "mse", "edges", "adversarial", "adversarial_from"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+
+class Autoencoding(nn.Module):
+    """One forward for both regularisers: (reconstruction, regulariser loss). Takes diffusers' AutoencoderKL or
+    VQModel."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        vae: Any = self.vae
+        h = vae.quant_conv(vae.encoder(image))
+        if hasattr(vae, "quantize"):
+            z, loss, _ = vae.quantize(h)
+        else:
+            mean, logvar = h.float().chunk(2, dim=1)
+            logvar = logvar.clamp(-30, 20)
+            z = mean + (0.5 * logvar).exp() * noise
+            loss = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
+        return vae.decoder(vae.post_quant_conv(z)), loss
+
+
+class PatchDiscriminator(nn.Module):
+    """Is each patch of a picture real? [B, 3, H, W] -> logits [B, 1, H/8, W/8] (Isola et al. 2017)."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for k in (1, 2):
+            layers += [nn.Conv2d(width * k, width * 2 * k, 4, 2, 1), nn.GroupNorm(8, width * 2 * k), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width * 4, 1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)
+
+
+def reconstruction_loss(out: Tensor, image: Tensor, settings: AutoencoderSettings) -> Tensor:
+    """L1, squared error, and L1 of neighbouring differences, which keeps edges sharp without a perceptual network."""
+    error = out - image
+    loss = error.abs().mean() + settings.mse * error.square().mean()
+    return loss + settings.edges * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+
+
+def calm_posterior(vae: Any) -> None:
+    """Start the KL posterior at a standard deviation of 0.05: at 1 its noise drowns the first thousands of steps."""
+    if not hasattr(vae, "quantize"):
+        bias = vae.quant_conv.bias
+        with torch.no_grad():
+            bias[len(bias) // 2 :] = -6.0
+
+
+def train(
+    vae: nn.Module,
+    images: Images,
+    settings: AutoencoderSettings,
+    folder: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+    resume: bool = False,
+    recipe: dict[str, Any] | None = None,
+) -> Trained:
+    """Train in place; the outcome's "vae" is the averaged one. `recipe` adds what else the run depends on."""
+    accelerator = accelerator_for(settings)
+    if not resume:
+        calm_posterior(vae)
+    model: Any = quicken(Autoencoding(vae))
+    model = model.to(memory_format=torch.channels_last)
+    optimizers: dict[str, Any] = {"vae": torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.99), weight_decay=0.0)}
+    model, optimizers["vae"] = accelerator.prepare(model, optimizers["vae"])
+    modules: dict[str, Any] = {"vae": model}
+    if settings.adversarial:
+        judge = _judge(settings)
+        optimizer = torch.optim.AdamW(judge.parameters(), 1e-4, (0.5, 0.9), weight_decay=0.0)
+        modules["judge"], optimizers["judge"] = accelerator.prepare(judge, optimizer)
+    per_process = settings.batch
+    shown: list[Tensor] = []
+
+    def fooling(number: int) -> bool:
+        return bool(settings.adversarial) and number >= settings.adversarial_from
+
+    def step(number: int, generator: torch.Generator) -> dict[str, float]:
+        first = (number * accelerator.num_processes + accelerator.process_index) * per_process
+        image = images(first, per_process).to(accelerator.device, memory_format=torch.channels_last)
+        noise = torch.randn(latent_shape(vae, image), generator=generator).to(image)
+        with accelerator.autocast():
+            out, regulariser = model(image, noise)
+        out = out.float()
+        weight = 1.0 if hasattr(vae, "quantize") else settings.kl_weight
+        recon = reconstruction_loss(out, image, settings)
+        loss = recon + weight * regulariser
+        if fooling(number):
+            loss = loss - settings.adversarial * modules["judge"](out).float().mean()
+        _update(accelerator, loss, model, optimizers["vae"], settings.clip)
+        losses = {"reconstruction": recon.item(), "regulariser": regulariser.item()}
+        if fooling(number):
+            optimizers["judge"].zero_grad()  # what fooling it left there
+            hinge = (
+                F.relu(1 - modules["judge"](image).float()).mean()
+                + F.relu(1 + modules["judge"](out.detach()).float()).mean()
+            )
+            _update(accelerator, 0.5 * hinge, modules["judge"], optimizers["judge"], settings.clip)
+            losses["judge"] = hinge.item()
+        shown[:] = [torch.cat([image[:1], out.detach()[:1]], -1)]
+        return losses
+
+    def preview() -> Tensor | None:
+        return ((shown[0][0] + 1) / 2).clamp(0, 1).cpu() if shown else None
+
+    remembered = recipe_of(settings, **(recipe or {}))
+    job = Job(dict(modules), optimizers, step, remembered, frozenset({"judge"}), preview)
+    done = fit(job, settings, folder, accelerator, progress=progress, resume=resume)
+    return Trained({"vae": done.modules["vae"].vae}, done.history, done.steps)
+
+
+def _judge(settings: AutoencoderSettings) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return PatchDiscriminator()
+
+
+def _update(accelerator: Any, loss: Tensor, module: nn.Module, optimizer: Any, clip: float) -> None:
+    accelerator.backward(loss)
+    if clip:
+        accelerator.clip_grad_norm_(module.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def latent_shape(vae: nn.Module, image: Tensor) -> tuple[int, ...]:
+    """The latent's shape for a batch of pictures, from the autoencoder's configuration."""
+    config: Any = vae.config
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    return (image.shape[0], config.latent_channels, image.shape[2] // factor, image.shape[3] // factor)
+
+
+@torch.no_grad()
+def encode_mean(vae: nn.Module, image: Tensor) -> Tensor:
+    """The mean latent [B, C, h, w], unscaled, float32."""
+    net: Any = vae
+    h = net.quant_conv(net.encoder(image)).float()
+    return h if hasattr(net, "quantize") else h.chunk(2, dim=1)[0]
+
+
+def scaling_factor(latents: Tensor) -> float:
+    """What brings the latents to unit standard deviation (Latent Diffusion, appendix G)."""
+    return float(1 / latents.float().std())
