@@ -1,0 +1,152 @@
+"""Model files into MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...core.lora import read_lora
+from ...hosts import schema as io
+from ..folders import folders
+from ._node import StockNode
+
+# Pickles are listed too: choosing one tells how to convert it.
+_SUFFIXES = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+
+
+def listed(kind: str) -> list[str]:
+    """The models of a kind ("checkpoints", "loras"): files, and diffusers folders among the checkpoints, by their path
+    below the kind's folder."""
+    root = folders().models / kind
+    pipelines = {each.parent for each in root.rglob("model_index.json")} if kind == "checkpoints" else set()
+    inside = [each for each in root.rglob("*") if each.is_file() and each.suffix.lower() in _SUFFIXES]
+    files = [each for each in inside if not pipelines.intersection(each.parents)]
+    return sorted(each.relative_to(root).as_posix() for each in (*files, *pipelines))
+
+
+def located(kind: str, name: str) -> Path:
+    """The path of a listed model. FileNotFoundError says where it was looked for."""
+    root = (folders().models / kind).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not path.exists():
+        raise FileNotFoundError(f"{kind}: there is no {name!r} in {root}; put the file there or choose another")
+    return path
+
+
+def _changed(kind: str, name: str) -> int:
+    return located(kind, name).stat().st_mtime_ns
+
+
+class CheckpointLoaderSimple(StockNode):
+    """A whole model from one file or diffusers folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CheckpointLoaderSimple",
+            display_name="Load Checkpoint",
+            category="loaders",
+            description="Loads Stable Diffusion 1.5 or XL from one file, or a diffusers folder, in models/checkpoints.",
+            inputs=[
+                io.Combo.Input(
+                    "ckpt_name",
+                    options=listed("checkpoints"),
+                    tooltip="A .safetensors file, or a diffusers folder, below models/checkpoints.",
+                )
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            search_aliases=["model", "safetensors", "diffusers"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, ckpt_name: str) -> int:
+        return _changed("checkpoints", ckpt_name)
+
+    @classmethod
+    def execute(cls, ckpt_name: str) -> io.NodeOutput:
+        from ...hosts.diffusers.checkpoints import load
+
+        return io.NodeOutput(*load(located("checkpoints", ckpt_name)))
+
+
+def _strength(id: str, what: str) -> io.Input:
+    return io.Float.Input(
+        id, default=1.0, min=-100.0, max=100.0, step=0.01, tooltip=f"How strongly to change {what}; may be negative."
+    )
+
+
+def _lora_input() -> io.Input:
+    return io.Combo.Input("lora_name", options=listed("loras"), tooltip="A .safetensors file below models/loras.")
+
+
+def _with_lora(model: Any, clip: Any, name: str, strength: float, clip_strength: float) -> tuple[Any, Any]:
+    from ...hosts.diffusers import HOST
+    from ...hosts.diffusers.checkpoints import read_weights
+
+    if strength == 0 and (clip is None or clip_strength == 0):
+        return model, clip
+    path = located("loras", name)
+    try:
+        return HOST.with_lora(model, clip, read_lora(read_weights(path)), strength, clip_strength)
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+class LoraLoader(StockNode):
+    """Low-rank deltas added to both networks."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraLoader",
+            display_name="Load LoRA",
+            category="loaders",
+            description="Adds a LoRA to the model and its text encoder. Several may follow one another.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to change; the original stays as it is."),
+                io.Clip.Input("clip", tooltip="The text encoder to change."),
+                _lora_input(),
+                _strength("strength_model", "the model"),
+                _strength("strength_clip", "the text encoder"),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_: Any) -> int:
+        return _changed("loras", lora_name)
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float
+    ) -> io.NodeOutput:
+        return io.NodeOutput(*_with_lora(model, clip, lora_name, strength_model, strength_clip))
+
+
+class LoraLoaderModelOnly(StockNode):
+    """Low-rank deltas added to the noise predictor alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraLoaderModelOnly",
+            category="loaders",
+            description="Adds a LoRA to the model and leaves the text encoder alone.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to change; the original stays as it is."),
+                _lora_input(),
+                _strength("strength_model", "the model"),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_: Any) -> int:
+        return _changed("loras", lora_name)
+
+    @classmethod
+    def execute(cls, model: Any, lora_name: str, strength_model: float) -> io.NodeOutput:
+        return io.NodeOutput(_with_lora(model, None, lora_name, strength_model, 0)[0])
+
+
+NODES = [CheckpointLoaderSimple, LoraLoader, LoraLoaderModelOnly]
