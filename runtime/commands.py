@@ -16,7 +16,8 @@ from .cli import say
 from .folders import Folders, using
 from .problems import WorkflowError, did_you_mean
 
-PACK = Path(__file__).resolve().parent.parent
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+RESULTS = BENCHMARKS / "results"
 
 
 def run(file: str, settings: list[str], out: str, input_: str, show: bool) -> dict[str, Any]:
@@ -129,8 +130,7 @@ def bench(name: str, show: bool) -> dict[str, Any]:
     """Run benchmarks/NAME.py and keep its figures in benchmarks/results/NAME.json."""
     from .files import whole_file
 
-    folder = PACK / "benchmarks"
-    known = [each.name for each in pkgutil.iter_modules([str(folder)]) if not each.name.startswith("_")]
+    known = [each.name for each in pkgutil.iter_modules([str(BENCHMARKS)]) if not each.name.startswith("_")]
     module = importlib.import_module(f"...benchmarks.{name}", __name__) if name in known else None
     if module is None or not hasattr(module, "run"):
         raise WorkflowError(f"there is no benchmark “{name}”.{did_you_mean(name, known)}")
@@ -139,7 +139,7 @@ def bench(name: str, show: bool) -> dict[str, Any]:
         figures = module.run(lambda step, total, preview=None: bars.advance(bar, step, total))
     finally:
         bar.close()
-    with whole_file(folder / "results" / f"{name}.json") as stream:
+    with whole_file(RESULTS / f"{name}.json") as stream:
         stream.write(json.dumps(figures, indent=2).encode() + b"\n")
     if show:
         width = max(map(len, figures), default=0)

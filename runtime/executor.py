@@ -218,11 +218,13 @@ def _done(output: Any, cls: type[ComfyNode], count: int) -> Done:
 
 
 def _shown(ui: Any, cls: type[ComfyNode]) -> dict[str, Any] | None:
+    if not hasattr(ui, "as_dict"):
+        return ui
     if isinstance(ui, PreviewImage):
         from .images import save_images
 
         ui.results = save_images(ui.image, f"preview_{uuid.uuid4().hex[:8]}", FolderType.temp, cls.hidden)
-    return ui.as_dict() if hasattr(ui, "as_dict") else ui
+    return ui.as_dict()
 
 
 def _fingerprint(cls: type[ComfyNode], inputs: Mapping[str, Any]) -> Any:
