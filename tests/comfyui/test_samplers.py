@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-if not os.environ.get("COMFYUI_PATH"):
-    pytest.skip("COMFYUI_PATH is not set: nothing to compare with", allow_module_level=True)
 
 from velatura.core.schedule import NoiseSchedule
 from velatura.hosts.diffusers.samplers import SAMPLERS, SKIPS_PENULTIMATE
@@ -22,20 +17,10 @@ SCHEDULE = NoiseSchedule.scaled_linear()
 
 
 @pytest.fixture(scope="module")
-def comfy():
+def comfy(comfyui):
     """comfy.samplers and SD1.5's model_sampling."""
-    root = os.environ["COMFYUI_PATH"]
-    before, argv = list(sys.path), sys.argv
-    sys.path.insert(0, root)
-    sys.argv = ["main.py", "--cpu"]
-    try:
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
-        import comfy.model_sampling as model_sampling
-        import comfy.samplers as samplers
-    finally:
-        sys.path[:], sys.argv = before, argv
+    import comfy.model_sampling as model_sampling
+    import comfy.samplers as samplers
 
     class Sampling(model_sampling.ModelSamplingDiscrete, model_sampling.EPS):
         pass
