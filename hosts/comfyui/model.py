@@ -84,16 +84,25 @@ class ComfyModel:
         """ComfyUI's own denoiser for one condition: x_0 from the variance-exploding latent."""
         options = self._options(base, t)
         inputs = {name: value.cond for name, value in self._conditions(base, x_ve, condition).items()}
-        inputs["transformer_options"] = options
         control = condition.extras.get("control")
         if control is not None:
-            control.pre_run(base, base.model_sampling.percent_to_sigma)
-            inputs["control"] = control.get_control(x_ve, sigma, inputs, 1, options)
+            inputs["control"] = self._control(control, base, x_ve, sigma, inputs, options)
+        inputs["transformer_options"] = options
         wrapper = self.native.model_options.get("model_function_wrapper")
         if wrapper is not None:
             call = {"input": x_ve, "timestep": sigma, "c": inputs, "cond_or_uncond": options["cond_or_uncond"]}
             return wrapper(base.apply_model, call)
         return base.apply_model(x_ve, sigma, **inputs)
+
+    def _control(self, control: Any, base: Any, x_ve: Tensor, sigma: Tensor, inputs: Any, options: Any) -> Any:
+        """The residuals of a ControlNet that the condition carries."""
+        if self._differentiable:
+            raise ValueError("condition: ComfyUI's ControlNets have no gradients; disconnect it for this node")
+        control.pre_run(base, base.model_sampling.percent_to_sigma)
+        try:
+            return control.get_control(x_ve, sigma, inputs, 1, options)
+        finally:
+            control.cleanup()
 
     def _load(self, x_ve: Tensor, condition: Condition) -> Any:
         """The BaseModel on its device, through the host's memory manager, with whatever else the condition needs."""
