@@ -221,3 +221,42 @@ def test_prompts_encode_alike(comfyui, towers, prompt):
         condition = ours.encode([prompt])
         torch.testing.assert_close(condition.embedding, embedding, rtol=0, atol=1e-5)
         torch.testing.assert_close(condition.pooled, pooled, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def both(sprites_folder, comfyui):
+    """MODEL, CLIP and VAE of the demo model in each host."""
+    from velatura.hosts import load
+
+    return load("diffusers").load_folder(sprites_folder), load("comfyui").load_folder(sprites_folder)
+
+
+def picture(nodes, model, clip, vae, call, **settings):
+    """A workflow: two prompts, a sampler over a batch of two, decoding."""
+    (positive,) = call(nodes["CLIPTextEncode"], clip=clip, text="a (red:1.3) ball on a table")
+    (negative,) = call(nodes["CLIPTextEncode"], clip=clip, text="blue")
+    (empty,) = call(nodes["EmptyLatentImage"], width=128, height=128, batch_size=2)
+    given = {"cfg": 5.0, "positive": positive, "negative": negative, "latent_image": empty}
+    (latent,) = call(nodes["KSampler"], model=model, denoise=1.0, **given, **settings)
+    (decoded,) = call(nodes["VAEDecode"], samples=latent, vae=vae)
+    return decoded
+
+
+@pytest.mark.parametrize(
+    ("sampler_name", "scheduler"),
+    [("euler", "normal"), ("dpmpp_2m", "karras"), ("euler_ancestral", "simple"), ("dpm_2", "sgm_uniform")],
+)
+def test_same_seed_same_picture(theirs, both, sampler_name, scheduler):
+    settings = {"seed": 11, "steps": 6, "sampler_name": sampler_name, "scheduler": scheduler}
+    stock = {node.__name__: node for node in NODES}
+    runtime, native = both
+
+    def in_comfyui(node, **given):
+        return getattr(node(), node.FUNCTION)(**given)
+
+    ours = picture(stock, *runtime, lambda node, **given: node.execute(**given).args, **settings)
+    with torch.inference_mode():
+        reference = picture(theirs, *native, in_comfyui, **settings)
+    assert ours.shape == reference.shape
+    psnr = -10 * float((ours - reference).square().mean().clamp(min=1e-12).log10())
+    assert psnr >= 60, f"{psnr:.1f} dB"
