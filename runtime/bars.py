@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from .graph import title
+
+if TYPE_CHECKING:
+    from ..core.protocols import Progress
 
 
 class Bars:
@@ -23,13 +27,13 @@ class Bars:
         if name == "executing":
             self._finish()
             if data["node"] is not None:
-                self.bar = new_bar(title(self.prompt[data["node"]]), 1)
+                self.bar = _new_bar(title(self.prompt[data["node"]]), 1)
         elif name == "progress" and self.bar is not None:
-            advance(self.bar, data["value"], data["max"])
+            _advance(self.bar, data["value"], data["max"])
 
     def _finish(self) -> None:
         if self.bar is not None:
-            advance(self.bar, self.bar.total, self.bar.total)
+            _advance(self.bar, self.bar.total, self.bar.total)
         self.close()
 
     def close(self) -> None:
@@ -39,12 +43,28 @@ class Bars:
         self.bar = None
 
 
-def new_bar(name: str, total: int) -> tqdm[Any]:
-    """A bar on stderr; where that is no terminal, a line now and then."""
+@contextlib.contextmanager
+def reporting(name: str) -> Iterator[Progress]:
+    """One bar for one long task, from its first step on."""
+    shown: list[tqdm[Any]] = []
+
+    def report(step: int, total: int, preview: Any = None) -> None:
+        if not shown:
+            shown.append(_new_bar(name, total))
+        _advance(shown[0], step, total)
+
+    try:
+        yield report
+    finally:
+        for bar in shown:
+            bar.close()
+
+
+def _new_bar(name: str, total: int) -> tqdm[Any]:
+    # Where stderr is no terminal, a line now and then.
     return tqdm(total=total, desc=name, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 10.0)
 
 
-def advance(bar: tqdm[Any], step: int, total: int) -> None:
-    """Put the bar at `step` of `total`."""
+def _advance(bar: tqdm[Any], step: int, total: int) -> None:
     bar.total = total
     bar.update(step - bar.n)

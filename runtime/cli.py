@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="make one of the shipped models again")
     train.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or a recipe file")
+    train.add_argument("--out", metavar="DIR", help="where the run lives, and goes on (default: runs/RECIPE)")
     train.set_defaults(command=_train)
 
     for each in (run, nodes, bench, train):
@@ -100,7 +101,7 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     return bench(arguments.name, show=not arguments.json)
 
 
-def _train(arguments: argparse.Namespace) -> Any:
+def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     from .commands import train
 
-    return train(arguments.recipe)
+    return train(arguments.recipe, arguments.out, show=not arguments.json)

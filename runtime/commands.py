@@ -59,16 +59,11 @@ def _silent(name: str, data: dict[str, Any]) -> None:
 
 
 def _writable(folder: Path) -> None:
-    # Found out now rather than after the sampling.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise OSError(
-            f"the output folder {folder} cannot be made: {error.strerror}. Choose another with --out"
-        ) from error
-    if not writable:
-        raise OSError(f"the output folder {folder} is not writable. Choose another with --out")
+    # Found out now rather than after the sampling; nothing is made before there is something to put in it.
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "may not be written to" if there.is_dir() else "is a file"
+        raise OSError(f"the output folder {folder} cannot be used: {there} {reason}; choose another with --out")
 
 
 def _saved(shown: Mapping[str, Mapping[str, Any]], folders: Folders) -> list[str]:
@@ -134,26 +129,27 @@ def bench(name: str, show: bool) -> dict[str, Any]:
     module = importlib.import_module(f"...benchmarks.{name}", __name__) if name in known else None
     if module is None or not hasattr(module, "run"):
         raise WorkflowError(f"there is no benchmark “{name}”.{did_you_mean(name, known)}")
-    bar = bars.new_bar(name, 1)
-    try:
-        figures = module.run(lambda step, total, preview=None: bars.advance(bar, step, total))
-    finally:
-        bar.close()
+    with bars.reporting(name) as progress:
+        figures = module.run(progress)
     with whole_file(RESULTS / f"{name}.json") as stream:
         stream.write(json.dumps(figures, indent=2).encode() + b"\n")
     if show:
-        width = max(map(len, figures), default=0)
-        for key, value in figures.items():
-            say(f"{key:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+        _table(figures)
     return figures
 
 
-def train(recipe: str) -> Any:
-    """Run one of the demo world's recipes."""
+def train(recipe: str, out: str | None, show: bool) -> dict[str, Any]:
+    """Run one of the demo world's recipes. Its run lives in `out`, runs/RECIPE by default, and goes on where it was."""
     from ..demo import recipes
 
-    bar = bars.new_bar(recipe, 1)
-    try:
-        return recipes.run(recipe, progress=lambda step, total, preview=None: bars.advance(bar, step, total))
-    finally:
-        bar.close()
+    with bars.reporting(recipe) as progress:
+        figures = recipes.run(recipe, progress=progress, folder=out)
+    if show:
+        _table(figures)
+    return figures
+
+
+def _table(figures: Mapping[str, Any]) -> None:
+    width = max(map(len, figures), default=0)
+    for key, value in figures.items():
+        say(f"{key:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
