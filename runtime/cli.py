@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def _report(error: Exception, as_json: bool) -> int:
     # A node's own ValueError or OSError says what is wrong with its inputs or files; anything else is a bug in it.
     cause = error.__cause__ if type(error).__name__ == "NodeError" else error
     mendable = isinstance(cause, (ValueError, OSError))
-    if not mendable:
+    if not mendable or os.environ.get("VELATURA_TRACEBACK"):
         traceback.print_exception(error)
     if as_json:
         problems = [vars(each) for each in error.problems] if isinstance(error, WorkflowError) else []
@@ -52,7 +53,11 @@ def _report(error: Exception, as_json: bool) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="velatura", description="Run, measure and train Velatura without ComfyUI.")
+    about, debug = (
+        "Run, measure and train Velatura without ComfyUI.",
+        "VELATURA_TRACEBACK=1 shows where an error arose.",
+    )
+    top = argparse.ArgumentParser(prog="velatura", description=about, epilog=debug)
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = commands.add_parser("run", help="run a workflow", description="Run a workflow and print the files it saved.")

@@ -15,7 +15,7 @@ from typing import Any
 from ..core.protocols import Progress
 from ..hosts import running
 from ..hosts.running import Interrupted
-from ..hosts.schema import ComfyNode, FolderType, Hidden, NodeOutput
+from ..hosts.schema import ComfyNode, FolderType, Hidden, NodeOutput, Schema
 from ..hosts.ui import PreviewImage
 from . import graph
 from .folders import Folders, using
@@ -81,8 +81,8 @@ class Executor:
         Setting `cancel` stops it within a step of the running node. Raises Interrupted then, NodeError when a node
         fails; what had run by then is remembered for the next time.
         """
-        run = _Run(self, prompt, events, extra_pnginfo, cancel or threading.Event(), prompt_id or uuid.uuid4().hex)
         with using(self.folders):
+            run = _Run(self, prompt, events, extra_pnginfo, cancel or threading.Event(), prompt_id or uuid.uuid4().hex)
             return run.go(targets)
 
     def forget(self) -> None:
@@ -102,12 +102,13 @@ class _Run:
     ):
         self.nodes, self.cache, self.prompt = executor.nodes, executor._cache, prompt
         self.extra_pnginfo, self.cancel = extra_pnginfo, cancel
+        # Once for the run: a schema may list a folder of models.
+        self.schemas = {type_: self.nodes[type_].GET_SCHEMA() for type_ in {n["class_type"] for n in prompt.values()}}
         self.outcome = Outcome(prompt_id)
         self.emit: Events = lambda name, data: events(name, {**data, "prompt_id": prompt_id})
 
     def go(self, targets: list[str] | None) -> Outcome:
-        schemas = {id_: self.nodes[node["class_type"]].GET_NODE_INFO_V1() for id_, node in self.prompt.items()}
-        ends = targets or [id_ for id_ in self.prompt if schemas[id_]["output_node"]]
+        ends = targets or [id_ for id_ in self.prompt if self._schema(id_).is_output_node]
         order = graph.order(self.prompt, ends)
         keys = self._keys(order)
         self.emit("execution_start", {"timestamp": _now()})
@@ -152,10 +153,13 @@ class _Run:
         given = {name: self._value(value, done) for name, value in node["inputs"].items()}
         with running.reporting(lambda total: self._progress(id_, total)), torch.no_grad():
             output = cls.execute(**given)
-        return _done(output, cls, len(cls.GET_SCHEMA().outputs))
+        return _done(output, cls, len(self._schema(id_).outputs))
+
+    def _schema(self, id_: str) -> Schema:
+        return self.schemas[self.prompt[id_]["class_type"]]
 
     def _value(self, value: Any, done: Mapping[str, Done]) -> Any:
-        return done[str(value[0])].values[value[1]] if graph.is_link(value) else value
+        return done[str(value[0])].values[value[1]] if graph.is_link(value) else graph.constant(value)
 
     def _hidden(self, id_: str) -> dict[str, Any]:
         return {Hidden.unique_id: id_, Hidden.prompt: self.prompt, Hidden.extra_pnginfo: self.extra_pnginfo}
@@ -180,9 +184,14 @@ class _Run:
             inputs = {}
             for name, value in sorted(node["inputs"].items()):
                 inputs[name] = ["", keys[str(value[0])], value[1]] if graph.is_link(value) else value
-            parts = [node["class_type"], inputs, _fingerprint(cls, node["inputs"]), _identity(cls, id_)]
+            parts = [node["class_type"], inputs, _fingerprint(cls, node["inputs"]), self._identity(id_)]
             keys[id_] = hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()
         return keys
+
+    def _identity(self, id_: str) -> str | None:
+        """The node's own id where its results may depend on it, so that two alike nodes do not share one run."""
+        schema = self._schema(id_)
+        return id_ if schema.not_idempotent or Hidden.unique_id in (schema.hidden or []) else None
 
     def _trim(self, used: set[str]) -> None:
         for key in [key for key in self.cache if key not in used]:
@@ -230,20 +239,13 @@ def _shown(ui: Any, cls: type[ComfyNode]) -> dict[str, Any] | None:
 def _fingerprint(cls: type[ComfyNode], inputs: Mapping[str, Any]) -> Any:
     if not overrides(cls, "fingerprint_inputs"):
         return None
-    constants = {name: value for name, value in inputs.items() if not graph.is_link(value)}
     try:
-        mark = cls.fingerprint_inputs(**constants)
+        mark = cls.fingerprint_inputs(**graph.constants(inputs))
     except Exception:
         # It will fail again, and be reported, when the node runs.
         return uuid.uuid4().hex
     # NaN is how a node says: always.
     return uuid.uuid4().hex if mark != mark else mark
-
-
-def _identity(cls: type[ComfyNode], id_: str) -> str | None:
-    """The node's own id where its results may depend on it, so that two alike nodes do not share one run."""
-    schema = cls.GET_SCHEMA()
-    return id_ if schema.not_idempotent or Hidden.unique_id in (schema.hidden or []) else None
 
 
 def _brief(value: Any) -> Any:

@@ -11,6 +11,16 @@ def is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and type(value[1]) is int
 
 
+def constant(value: Any) -> Any:
+    """An unwired input's value, unwrapped."""
+    return value["__value__"] if isinstance(value, Mapping) and "__value__" in value else value
+
+
+def constants(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The unwired inputs."""
+    return {name: constant(value) for name, value in inputs.items() if not is_link(value)}
+
+
 def links_of(node: Mapping[str, Any]) -> list[str]:
     """The ids of the nodes that this one is wired to, in the order of its inputs."""
     return [str(value[0]) for value in node["inputs"].values() if is_link(value)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..hosts.schema import ComfyNode
 from . import widgets
-from .graph import is_link, links_of, needed, outputs, title
+from .graph import constant, constants, is_link, links_of, needed, outputs, title
 from .problems import Problem, WorkflowError, did_you_mean
 from .registry import Nodes
 from .ui_format import fits
@@ -100,19 +100,17 @@ def _link(link: Sequence[Any], type_: Any, prompt: Prompt, schemas: Schemas) -> 
 
 
 def _constant(value: Any, type_: Any, options: Mapping[str, Any], ranged: bool) -> tuple[tuple[str, str] | None, Any]:
-    """What is wrong with a value, and the value in its type."""
-    if isinstance(value, Mapping) and "__value__" in value:
-        value = value["__value__"]
+    """What is wrong with a value, and the value in its type. A wrapped list stays wrapped."""
     offered = widgets.choices(type_, options)
     if offered is not None:
-        return (_choice(value, offered) if ranged else None), value
+        return (_choice(constant(value), offered) if ranged else None), value
     if type_ not in CONVERT:
         if widgets.is_edited(type_, options) or type_ == "*":
             return None, value
         message = f"it needs a connection that brings {_article(_type_name(type_))}, but holds {_shown(value)}"
         return ("invalid_input_type", message), value
     try:
-        value = CONVERT[type_](value)
+        value = CONVERT[type_](constant(value))
     except (TypeError, ValueError, OverflowError):
         return ("invalid_input_type", f"{_shown(value)} is not {WORDS[type_]}"), value
     low, high = options.get("min"), options.get("max")
@@ -198,9 +196,10 @@ def overrides(cls: type[ComfyNode], name: str) -> bool:
 
 
 def _verdict(cls: type[ComfyNode], given: Mapping[str, Any], judged: set[str]) -> str | None:
-    constants = {name: value for name, value in given.items() if not is_link(value) and {name, "**"} & judged}
     try:
-        verdict = cls.validate_inputs(**constants)
+        verdict = cls.validate_inputs(
+            **{name: value for name, value in constants(given).items() if {name, "**"} & judged}
+        )
     except TypeError:
         # An input that it judges is wired: there is no constant to judge yet.
         return None

@@ -215,6 +215,12 @@ def test_no_gradient_is_recorded(small, run):
     assert seen == [False]
 
 
+def test_a_list_is_a_value_and_not_a_wire(small, run):
+    """[1, 0] typed into a node looks like a wire from node 1: the browser wraps it."""
+    wrapped = {"__value__": [1, 0]}
+    assert run({"1": entry("Number", value=1), "2": entry("Show", value=wrapped)}).shown["2"] == {"text": ("[1, 0]",)}
+
+
 def test_a_long_chain_runs(small, run):
     """Deeper than Python's own stack."""
     prompt = {"0": entry("Number", value=0)}
