@@ -105,8 +105,7 @@ def train(
     accelerator = accelerator_for(settings)
     if not resume:
         calm_posterior(vae)
-    model: Any = quicken(Autoencoding(vae))
-    model = model.to(memory_format=torch.channels_last)
+    model = quicken(Autoencoding(vae))
     optimizers: dict[str, Any] = {"vae": torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.99), weight_decay=0.0)}
     model, optimizers["vae"] = accelerator.prepare(model, optimizers["vae"])
     modules: dict[str, Any] = {"vae": model}
@@ -149,9 +148,10 @@ def train(
         return ((shown[0][0] + 1) / 2).clamp(0, 1).cpu() if shown else None
 
     remembered = recipe_of(settings, **(recipe or {}))
-    job = Job(dict(modules), optimizers, step, remembered, frozenset({"judge"}), preview)
+    job = Job(modules, optimizers, step, remembered, frozenset({"judge"}), preview)
     done = fit(job, settings, folder, accelerator, progress=progress, resume=resume)
-    return Trained({"vae": done.modules["vae"].vae}, done.history, done.steps)
+    best: Any = done.modules["vae"]
+    return Trained({"vae": best.vae}, done.history, done.steps)
 
 
 def _judge(settings: AutoencoderSettings) -> nn.Module:

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,32 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or of another run, or a disk with no room for one."""
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Save tensors and a JSON note in the file's header. CheckpointError if the disk is full; an older file then
-    stays."""
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A scratch file beside `path` that takes its place when the block ends well. CheckpointError if the disk is
+    full; the older file then stays."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(handle)
     try:
-        packed = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-        save_file(packed, scratch, metadata={"note": json.dumps(dict(note))})
+        yield scratch
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-        if full:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
             raise CheckpointError(
-                f"{path}: the disk is full; free some room and resume, the last checkpoint is whole"
+                f"{path}: the disk is full; free some room and resume: the last file is whole"
             ) from error
         raise
     finally:
         Path(scratch).unlink(missing_ok=True)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Save tensors and a JSON note in the file's header, whole or not at all."""
+    packed = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    with whole(path) as scratch:
+        save_file(packed, scratch, metadata={"note": json.dumps(dict(note))})
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

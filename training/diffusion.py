@@ -84,8 +84,7 @@ def train(
     `null_ids` [L] is the empty prompt. `sample` makes the progress callback's preview from the networks as they are.
     """
     accelerator = accelerator_for(settings)
-    model: Any = quicken(Denoiser(unet, text_encoder))
-    model = model.to(memory_format=torch.channels_last)
+    model = quicken(Denoiser(unet, text_encoder))
     groups = [{"params": list(unet.parameters())}]
     text = {"params": list(text_encoder.parameters())}
     optimizers: dict[str, Any] = {

@@ -6,7 +6,7 @@ computes the same gradient from two sums per channel and one multiply-add over t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,9 @@ class QuickGroupNorm(nn.GroupNorm):
             return _GroupNormFunction.apply(input, self.weight, self.bias, self.num_groups, self.eps)
 
 
-def quicken(module: nn.Module) -> nn.Module:
-    """Make every affine GroupNorm of a module a QuickGroupNorm, in place; parameters and their names stay."""
+def quicken(module: nn.Module) -> Any:
+    """The module, channels last and every affine GroupNorm a QuickGroupNorm, in place; parameters and names stay."""
     for part in module.modules():
         if type(part) is nn.GroupNorm and part.affine:
             part.__class__ = QuickGroupNorm
-    return module
+    return cast(Any, module).to(memory_format=torch.channels_last)

@@ -1,0 +1,254 @@
+"""Recipes: small TOML files that say what to train and how. `run` reads one, checks it, and trains."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.protocols import Progress, no_progress
+from ..core.schedule import NoiseSchedule
+from ..training import autoencoder as autoencoding
+from ..training import diffusion, report, supervised
+from ..training.checkpoint import CheckpointError, read_tensors, write_tensors
+from ..training.loop import CHECKPOINT, Settings, Trained
+from . import architecture, classifier, data, sprites
+
+FOLDER = Path(__file__).parent / "recipes"
+RESULT = "result.safetensors"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run: the message names the file, the field and what was expected."""
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe(autoencoding.AutoencoderSettings):
+    factor: int = 8
+    regulariser: str = "kl"
+    scenes_seed: int = 1
+    bare: float = 0.125
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        architecture.autoencoder(self.factor, self.regulariser)  # pyright: ignore[reportArgumentType]
+        _share("bare", self.bare)
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe(diffusion.DiffusionSettings):
+    autoencoder: str = "autoencoder"
+    scenes: int = 16384
+    scenes_seed: int = 1
+    bare: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _share("bare", self.bare)
+        if self.scenes < 1:
+            raise ValueError(f"scenes: expected at least 1, got {self.scenes}")
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe(Settings):
+    scenes_seed: int = 900
+    bare: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _share("bare", self.bare)
+
+
+Recipe = AutoencoderRecipe | DiffusionRecipe | ClassifierRecipe
+KINDS: dict[str, type[Recipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "diffusion": DiffusionRecipe,
+    "classifier": ClassifierRecipe,
+}
+
+
+def run(
+    recipe: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+    resume: bool | None = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Train what a recipe says: a file, or the name of one in `demo/recipes/`.
+
+    The run lives in `folder`, `runs/NAME` by default: checkpoint, result.safetensors (the averaged weights), loss
+    curve and samples. `resume` None goes on where a checkpoint is and starts where none is; True requires one, False
+    forbids it. Returns the figures of the run. RecipeError and CheckpointError come before any work.
+    """
+    path = find(recipe)
+    settings = load(path)
+    folder = Path(folder) if folder is not None else Path("runs", path.stem)
+    if resume is None:
+        resume = Path(folder, CHECKPOINT).exists()
+    elif resume and not Path(folder, CHECKPOINT).exists():
+        raise CheckpointError(f"{folder}: no checkpoint to resume; run the recipe without resuming")
+    start = time.perf_counter()
+    figures = _TRAINERS[type(settings)](settings, folder, progress, resume)
+    return {"folder": str(folder), "steps": settings.steps, "seconds": time.perf_counter() - start, **figures}
+
+
+def find(recipe: str | os.PathLike[str]) -> Path:
+    """The file of a recipe. RecipeError offers the nearest name."""
+    path = Path(recipe)
+    if path.suffix == ".toml" and path.is_file():
+        return path
+    own = FOLDER / f"{path.name}.toml"
+    if own.is_file():
+        return own
+    names = sorted(p.stem for p in FOLDER.glob("*.toml"))
+    raise RecipeError(f"there is no recipe {str(recipe)!r}.{_nearest(path.stem, names)} There are: {', '.join(names)}.")
+
+
+def load(path: str | os.PathLike[str]) -> Recipe:
+    """Read and check a recipe. RecipeError for an unknown field or an impossible value."""
+    values = _toml(Path(path))
+    kind = values.pop("kind", None)
+    if kind not in KINDS:
+        raise RecipeError(f"{path}: kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    known = {f.name: f.default for f in fields(KINDS[kind])}
+    for name, value in values.items():
+        if name not in known:
+            raise RecipeError(
+                f"{path}: there is no field {name!r} in a recipe of kind {kind!r}.{_nearest(name, known)}"
+            )
+        expected: Any = type(known[name])
+        if expected is float and type(value) is int:
+            values[name] = float(value)
+        elif type(value) is not expected:
+            raise RecipeError(f"{path}: {name}: expected {expected.__name__}, got {value!r}")
+    try:
+        return KINDS[kind](**values)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def trained_autoencoder(folder: str | os.PathLike[str]) -> tuple[nn.Module, float]:
+    """The averaged autoencoder of a run and its scaling factor. CheckpointError if the run has no result."""
+    tensors, note = read_tensors(Path(folder, RESULT))
+    vae = _new_autoencoder(note.get("factor", 8), note.get("regulariser", "kl"), 0)
+    try:
+        vae.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: its autoencoder has another architecture: {error}") from error
+    return vae.eval().requires_grad_(False), float(note["scaling_factor"])
+
+
+def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
+    vae = _new_autoencoder(r.factor, r.regulariser, r.seed)
+    images = data.pictures(r.scenes_seed, r.bare)
+    done = autoencoding.train(vae, images, r, folder, progress=progress, resume=resume)
+    best = done.modules["vae"].eval()
+    seen = torch.cat([images(n, 16) for n in range(0, 256, 16)])
+    with torch.no_grad():
+        latents = torch.cat([autoencoding.encode_mean(best, part) for part in seen.split(16)])
+        out = best.decode(latents[:16]).sample  # pyright: ignore[reportCallIssue]
+    scale = autoencoding.scaling_factor(latents)
+    note = {"scaling_factor": scale, "factor": r.factor, "regulariser": r.regulariser, "steps": done.steps}
+    _finish(folder, done, best, note)
+    report.save_png(report.sheet((torch.cat([seen[:16], out.cpu()]) + 1) / 2, 8), folder / "samples.png")
+    return {"scaling_factor": scale}
+
+
+def _train_diffusion(r: DiffusionRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
+    vae, scale = trained_autoencoder(folder.parent / r.autoencoder)
+    modules = architecture.new_modules(r.seed)
+    share = this_process()
+    scenes = {"seed": r.scenes_seed, "count": r.scenes, "bare": r.bare}
+    data.encode_blocks(vae, folder / "latents", **scenes, process=share[:2], progress=progress)
+    share[2]()
+    latents, ids = data.read_blocks(folder / "latents", **scenes)
+    done = diffusion.train(
+        modules["unet"],
+        modules["text_encoder"],
+        data.shuffled(latents, ids, scale, r.seed),
+        architecture.tokenize([""])[0],
+        NoiseSchedule.scaled_linear(),
+        r,
+        folder,
+        progress=progress,
+        resume=resume,
+        recipe={"scaling_factor": scale},
+    )
+    _finish(folder, done, nn.ModuleDict(done.modules), {"scaling_factor": scale, "steps": done.steps})
+    return {"loss": done.history["loss"][-1]}
+
+
+def _train_classifier(r: ClassifierRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(r.seed)
+        network = classifier.Classifier()
+
+    def loss(model: nn.Module, first: int, count: int, generator: torch.Generator) -> torch.Tensor:
+        indices = torch.arange(first, first + count)
+        scenes = sprites.draw(r.scenes_seed, indices)
+        bare = data.is_bare(r.scenes_seed, indices, r.bare)
+        image = torch.where(bare[:, None, None, None], scenes.background, scenes.blend)
+        image = classifier.blur_and_noise(image, generator).contiguous(memory_format=torch.channels_last)
+        device = next(model.parameters()).device
+        return classifier.loss(model(image.to(device)), *(t.to(device) for t in classifier.targets(scenes, bare)))
+
+    done = supervised.train(network, loss, r, folder, progress=progress, resume=resume)
+    _finish(folder, done, done.modules["network"], {"steps": done.steps})
+    return {"loss": done.history["loss"][-1]}
+
+
+_TRAINERS: dict[type, Callable[..., dict[str, Any]]] = {
+    AutoencoderRecipe: _train_autoencoder,
+    DiffusionRecipe: _train_diffusion,
+    ClassifierRecipe: _train_classifier,
+}
+
+
+def this_process() -> tuple[int, int, Callable[[], None]]:
+    """This process's rank, how many there are, and a barrier."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes, state.wait_for_everyone
+
+
+def _finish(folder: Path, done: Trained, best: nn.Module, note: dict[str, Any]) -> None:
+    if this_process()[0] == 0:
+        write_tensors(folder / RESULT, best.state_dict(), note)
+        report.loss_curve(done.history, folder / "loss.png")
+
+
+def _new_autoencoder(factor: int, regulariser: str, seed: int) -> nn.Module:
+    from ..hosts.diffusers import build
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build.new_autoencoder(architecture.autoencoder(factor, regulariser))  # pyright: ignore[reportArgumentType]
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected 0 .. 1, got {value}")

@@ -1,0 +1,48 @@
+"""One network, one loss: the plain trainer, for the classifier that judges generated pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.protocols import Progress, no_progress
+from .groupnorm import quicken
+from .loop import Job, Settings, Trained, accelerator_for, fit, recipe_of
+
+Loss = Callable[[nn.Module, int, int, torch.Generator], Tensor]
+"""`loss(network, first, count, generator)`: the loss on the examples first .. first + count - 1."""
+
+
+def train(
+    network: nn.Module,
+    loss: Loss,
+    settings: Settings,
+    folder: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+    resume: bool = False,
+    recipe: dict[str, Any] | None = None,
+) -> Trained:
+    """Train in place; the outcome's "network" is the averaged one."""
+    accelerator = accelerator_for(settings)
+    model = quicken(network)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    def step(number: int, generator: torch.Generator) -> dict[str, float]:
+        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
+        with accelerator.autocast():
+            value = loss(model, first, settings.batch, generator)
+        accelerator.backward(value)
+        if settings.clip:
+            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"loss": value.item()}
+
+    job = Job({"network": model}, {"network": optimizer}, step, recipe_of(settings, **(recipe or {})))
+    return fit(job, settings, folder, accelerator, progress=progress, resume=resume)
