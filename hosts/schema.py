@@ -87,7 +87,10 @@ class Input:
 
 
 class WidgetInput(Input):
-    """An input with an editor on the node."""
+    """An input with an editor on the node. `own` are the options that its type has beyond these, and their names in the
+    V1 dictionary; TypeError for any other."""
+
+    own: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -101,19 +104,24 @@ class WidgetInput(Input):
         widget_type: str | None = None,
         force_input: bool | None = None,
         extra_dict: Mapping[str, Any] | None = None,
+        **own: Any,
     ):
         super().__init__(id, display_name, optional, tooltip, lazy, extra_dict)
-        self.default, self.widget_type = default, widget_type
-        self.options |= {
-            "default": default,
-            "socketless": socketless,
-            "widgetType": widget_type,
-            "forceInput": force_input,
-        }
+        if not own.keys() <= self.own.keys():
+            unknown = ", ".join(sorted(own.keys() - self.own.keys()))
+            raise TypeError(f"an input of type {self.io_type} has no option {unknown}")
+        self.default, self.widget_type = _plain(default), widget_type
+        self.options |= {"default": self.default, "socketless": socketless}
+        self.options |= {"widgetType": widget_type, "forceInput": force_input}
+        self.options |= {self.own[name]: _plain(value) for name, value in own.items()}
 
     def get_io_type(self) -> str:
         """The editor's type where one is named, else the wire's."""
         return self.widget_type or self.io_type
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
 
 
 class Output:
@@ -131,168 +139,6 @@ class Output:
         self.id, self.display_name, self.tooltip, self.is_output_list = id, display_name, tooltip, is_output_list
 
 
-class Int:
-    """INT."""
-
-    io_type = "INT"
-
-    class Input(WidgetInput):
-        """A whole number in `min` .. `max`, both included."""
-
-        io_type = "INT"
-
-        def __init__(
-            self,
-            id: str,
-            *args: Any,
-            min: int | None = None,
-            max: int | None = None,
-            step: int | None = None,
-            control_after_generate: bool | None = None,
-            display_mode: NumberDisplay | None = None,
-            **common: Any,
-        ):
-            super().__init__(id, *args, **common)
-            self.options |= {"min": min, "max": max, "step": step, "control_after_generate": control_after_generate}
-            self.options["display"] = display_mode.value if display_mode else None
-
-    class Output(Output):
-        """A whole number."""
-
-        io_type = "INT"
-
-
-class Float:
-    """FLOAT."""
-
-    io_type = "FLOAT"
-
-    class Input(WidgetInput):
-        """A number in `min` .. `max`, both included."""
-
-        io_type = "FLOAT"
-
-        def __init__(
-            self,
-            id: str,
-            *args: Any,
-            min: float | None = None,
-            max: float | None = None,
-            step: float | None = None,
-            round: float | None = None,
-            display_mode: NumberDisplay | None = None,
-            **common: Any,
-        ):
-            super().__init__(id, *args, **common)
-            self.options |= {"min": min, "max": max, "step": step, "round": round}
-            self.options["display"] = display_mode.value if display_mode else None
-
-    class Output(Output):
-        """A number."""
-
-        io_type = "FLOAT"
-
-
-class String:
-    """STRING."""
-
-    io_type = "STRING"
-
-    class Input(WidgetInput):
-        """A line of text, or several."""
-
-        io_type = "STRING"
-
-        def __init__(
-            self,
-            id: str,
-            *args: Any,
-            multiline: bool = False,
-            placeholder: str | None = None,
-            dynamic_prompts: bool | None = None,
-            **common: Any,
-        ):
-            super().__init__(id, *args, **common)
-            self.options |= {"multiline": multiline, "placeholder": placeholder, "dynamicPrompts": dynamic_prompts}
-
-    class Output(Output):
-        """Text."""
-
-        io_type = "STRING"
-
-
-class Boolean:
-    """BOOLEAN."""
-
-    io_type = "BOOLEAN"
-
-    class Input(WidgetInput):
-        """A switch."""
-
-        io_type = "BOOLEAN"
-
-        def __init__(
-            self, id: str, *args: Any, label_on: str | None = None, label_off: str | None = None, **common: Any
-        ):
-            super().__init__(id, *args, **common)
-            self.options |= {"label_on": label_on, "label_off": label_off}
-
-    class Output(Output):
-        """True or false."""
-
-        io_type = "BOOLEAN"
-
-
-def _values(options: type[Enum] | Sequence[Any] | None) -> list[Any] | None:
-    if options is None:
-        return None
-    return [each.value if isinstance(each, Enum) else each for each in options]
-
-
-class Combo:
-    """COMBO: one of a list of texts or numbers."""
-
-    io_type = "COMBO"
-
-    class Input(WidgetInput):
-        """One of `options`, which may be an Enum class."""
-
-        io_type = "COMBO"
-
-        def __init__(
-            self,
-            id: str,
-            options: type[Enum] | Sequence[Any] | None = None,
-            *args: Any,
-            default: Any = None,
-            control_after_generate: bool | None = None,
-            upload: UploadType | None = None,
-            image_folder: FolderType | None = None,
-            **common: Any,
-        ):
-            default = default.value if isinstance(default, Enum) else default
-            super().__init__(id, *args, default=default, **common)
-            self.options |= {"multiselect": False, "options": _values(options)}
-            self.options["control_after_generate"] = control_after_generate
-            if upload is not None:
-                self.options[upload.value] = True
-            self.options["image_folder"] = image_folder.value if image_folder else None
-
-    class Output(Output):
-        """One of `options`."""
-
-        def __init__(
-            self,
-            id: str | None = None,
-            display_name: str | None = None,
-            options: Sequence[Any] | None = None,
-            tooltip: str | None = None,
-            is_output_list: bool = False,
-        ):
-            super().__init__(id, display_name, tooltip, is_output_list)
-            self.io_type = list(options or [])
-
-
 class _Wire:
     """A type that only travels: its values have no editor."""
 
@@ -301,11 +147,77 @@ class _Wire:
     Output: ClassVar[type[Output]]
 
 
+class _Edited:
+    """A type whose values can be typed in."""
+
+    io_type: ClassVar[str]
+    Input: ClassVar[type[WidgetInput]]
+    Output: ClassVar[type[Output]]
+
+
 def Custom(io_type: str) -> type[_Wire]:
     """A wire type of one's own, by its name: `io.Custom("INVERSION").Output("inversion")`."""
-    inner = {"io_type": io_type, "__doc__": f"{io_type}."}
-    members = inner | {"Input": type("Input", (Input,), inner), "Output": type("Output", (Output,), inner)}
-    return type(io_type.title().replace("_", ""), (_Wire,), members)
+    named = {"io_type": io_type}
+    return type(io_type, (_Wire,), named | {"Input": type("Input", (Input,), named), "Output": _output(io_type)})
+
+
+def _edited(io_type: str, own: Mapping[str, str], base: type[WidgetInput] = WidgetInput) -> type[_Edited]:
+    editor = type("Input", (base,), {"io_type": io_type, "own": own})
+    return type(io_type, (_Edited,), {"io_type": io_type, "Input": editor, "Output": _output(io_type)})
+
+
+def _output(io_type: str) -> type[Output]:
+    return type("Output", (Output,), {"io_type": io_type})
+
+
+class _Line(WidgetInput):
+    def __init__(self, *args: Any, multiline: bool = False, **options: Any):
+        super().__init__(*args, multiline=multiline, **options)
+
+
+_RANGE = {"min": "min", "max": "max", "step": "step", "display_mode": "display"}
+Int = _edited("INT", {**_RANGE, "control_after_generate": "control_after_generate"})
+Float = _edited("FLOAT", {**_RANGE, "round": "round"})
+String = _edited(
+    "STRING", {"multiline": "multiline", "placeholder": "placeholder", "dynamic_prompts": "dynamicPrompts"}, _Line
+)
+Boolean = _edited("BOOLEAN", {"label_on": "label_on", "label_off": "label_off"})
+
+
+class Combo:
+    """COMBO: one of a list of texts or numbers."""
+
+    io_type = "COMBO"
+
+    class Input(WidgetInput):
+        """One of `options`, which may be an Enum class; with `upload` the browser offers to bring a file."""
+
+        io_type = "COMBO"
+        own: ClassVar[Mapping[str, str]] = {
+            "control_after_generate": "control_after_generate",
+            "image_folder": "image_folder",
+        }
+
+        def __init__(
+            self,
+            id: str,
+            options: type[Enum] | Sequence[Any] | None = None,
+            *args: Any,
+            upload: UploadType | None = None,
+            **common: Any,
+        ):
+            super().__init__(id, *args, **common)
+            self.options |= {"multiselect": False, "options": [_plain(each) for each in options or []]}
+            if upload is not None:
+                self.options[upload.value] = True
+
+    class Output(Output):
+        """One of `options`."""
+
+        def __init__(self, id: str | None = None, display_name: str | None = None,
+                     options: Sequence[Any] | None = None, **more: Any):  # fmt: skip
+            super().__init__(id, display_name, **more)
+            self.io_type = list(options or [])
 
 
 Image = Custom("IMAGE")
