@@ -57,4 +57,8 @@ def comfyui() -> Path:
     options = importlib.import_module("comfy.options")
     options.enable_args_parsing(False)
     importlib.import_module("comfy.cli_args").args.cpu = True
+    try:
+        importlib.import_module("comfy.sd")
+    except ImportError as error:
+        pytest.skip(f"this Python lacks what ComfyUI requires ({error}); use that of ComfyUI's own environment")
     return Path(path)

@@ -32,7 +32,7 @@ def executor() -> Any:
 
 
 @pytest.fixture(scope="module")
-def host(in_comfyui: Path) -> Any:
+def host(comfyui: Path) -> Any:
     return hosts.load("comfyui")
 
 
@@ -44,7 +44,7 @@ def native(host: Any, random_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def nodes(in_comfyui: Path) -> ModuleType:
+def nodes(comfyui: Path) -> ModuleType:
     """ComfyUI's stock nodes."""
     return importlib.import_module("nodes")
 

@@ -53,7 +53,7 @@ def mode(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="module")
-def loaded(mode: bool, in_comfyui: Path, sprites_folder: Path) -> Both:
+def loaded(mode: bool, comfyui: Path, sprites_folder: Path) -> Both:
     return both(sprites_folder, mode)
 
 
