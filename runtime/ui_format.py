@@ -82,7 +82,7 @@ def _entry(
             found[name] = widgets.wrapped(source.value)
         elif source is not None:
             found[name] = source
-    return {"class_type": node["type"], "inputs": found, "_meta": {"title": title}}
+    return {"class_type": node["type"], "inputs": found, "_meta": {"title": str(title)}}
 
 
 def trace(scope: Scope, link_id: Any) -> list[Any] | Value | None:

@@ -45,7 +45,13 @@ def parse(document: Any, schemas: Mapping[str, Schema]) -> Workflow:
             "a workflow is a JSON object, with “nodes” (as ComfyUI saves it) or with node ids (the API form)"
         )
     if "nodes" in document:
-        prompt, problems = ui_format.to_prompt(document, schemas)
+        try:
+            prompt, problems = ui_format.to_prompt(document, schemas)
+        except WorkflowError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # Any part may be missing, or of another shape, in a file that was edited by hand.
+            raise WorkflowError(f"the workflow is damaged: its structure is not ComfyUI's ({error!r})") from error
         return Workflow(prompt, document, problems)
     # What is posted to a server holds the graph under “prompt”.
     inner = document.get("prompt")
@@ -92,6 +98,6 @@ def _api(document: Any) -> dict[str, Any]:
             raise WorkflowError(f"node “{id_}” of the workflow is damaged: its inputs are not an object")
         meta = node.get("_meta")
         title = meta.get("title") if isinstance(meta, dict) else None
-        meta = {"title": title or node["class_type"]}
+        meta = {"title": str(title or node["class_type"])}
         prompt[str(id_)] = {"class_type": node["class_type"], "inputs": dict(inputs), "_meta": meta}
     return prompt
