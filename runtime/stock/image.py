@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +40,8 @@ def _located(image: str) -> Path:
     """A picture by name below the input folder; "NAME [output]" and "NAME [temp]" mean the other two."""
     match = _ANNOTATION.match(image)
     name, kind = (match["name"], match["kind"]) if match else (image, "input")
-    root = folders().of(kind).resolve()
-    path = (root / name).resolve()
+    root = folders().of(kind).absolute()
+    path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root) or not path.is_file():
         raise FileNotFoundError(f"image: there is no {name!r} in {root}; put the picture there or choose another")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,23 @@ _SUFFIXES = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 def listed(kind: str) -> list[str]:
     """The models of a kind ("checkpoints", "loras"): files, and diffusers folders among the checkpoints, by their path
-    below the kind's folder."""
+    below the kind's folder. Links are followed."""
     root = folders().models / kind
-    pipelines = {each.parent for each in root.rglob("model_index.json")} if kind == "checkpoints" else set()
-    inside = [each for each in root.rglob("*") if each.is_file() and each.suffix.lower() in _SUFFIXES]
-    files = [each for each in inside if not pipelines.intersection(each.parents)]
-    return sorted(each.relative_to(root).as_posix() for each in (*files, *pipelines))
+    found: list[Path] = []
+    for folder, inside, files in os.walk(root, followlinks=True):
+        if kind == "checkpoints" and "model_index.json" in files:
+            found.append(Path(folder))
+            inside.clear()
+        else:
+            found += [Path(folder, name) for name in files if Path(name).suffix.lower() in _SUFFIXES]
+    return sorted(each.relative_to(root).as_posix() for each in found)
 
 
 def located(kind: str, name: str) -> Path:
     """The path of a listed model. FileNotFoundError says where it was looked for."""
-    root = (folders().models / kind).resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or not path.exists():
+    root = (folders().models / kind).absolute()
+    path = Path(os.path.normpath(root / name))
+    if not name or not path.is_relative_to(root) or not path.exists():
         raise FileNotFoundError(f"{kind}: there is no {name!r} in {root}; put the file there or choose another")
     return path
 
