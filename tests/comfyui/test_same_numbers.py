@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,3 +245,50 @@ def test_codec(loaded: Both) -> None:
     raw = seeded(1, 4, 8, 8)
     close(*(codec.scale(raw) for codec in loaded.codec), atol=1e-6)
     close(loaded.model.comfy.scale(raw), loaded.codec.diffusers.scale(raw), atol=1e-6)
+
+
+SD1 = {
+    "block_out_channels": [32, 64, 96, 96],
+    "layers_per_block": 2,
+    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+    "attention_head_dim": 8,
+}
+SD2 = {**SD1, "attention_head_dim": [2, 4, 6, 6], "use_linear_projection": True}
+DEEP = {
+    "block_out_channels": [32, 64, 96],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+    "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 3],
+    "attention_head_dim": [1, 2, 3],
+    "use_linear_projection": True,
+}
+
+
+@pytest.mark.parametrize("shape", [SD1, SD2, DEEP], ids=["SD1", "SD2", "XL"])
+def test_networks_shaped_like_the_published_ones(
+    comfyui: Path, random_folder: Path, tmp_path: Path, shape: dict[str, Any]
+) -> None:
+    from velatura.demo.architecture import UNET
+    from velatura.hosts.diffusers.build import new_unet
+
+    folder = tmp_path / "model"
+    shutil.copytree(random_folder, folder)
+    with torch.random.fork_rng(), torch.inference_mode(False):
+        torch.manual_seed(0)
+        new_unet({**UNET, **shape}).save_pretrained(folder / "unet")
+    model = both(folder, mode=False).model
+    assert model.comfy.places() == model.diffusers.places()
+    assert model.comfy.sites() == model.diffusers.sites()
+    case = seeded(2, 4, 16, 24), torch.tensor([900, 30]), Condition(seeded(2, 32, 128, seed=1))
+    places = model.comfy.places()
+    with model.comfy.taps(*places) as ours, model.diffusers.taps(*places) as theirs:
+        close(*model.noise(*case), atol=NOISE)
+    assert max(relative(ours[place], theirs[place]) for place in places) < 1e-4
+
+    def rule(site: Site, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        return attend(q, k, v * (1 + site.depth) if site.kind == "cross" else v.roll(1, 0))
+
+    with model.comfy.attention(rule), model.diffusers.attention(rule):
+        close(*model.noise(*case), atol=NOISE)
