@@ -11,10 +11,13 @@ Nodes = dict[str, type[ComfyNode]]
 
 
 def by_id(nodes: Iterable[type[ComfyNode]]) -> Nodes:
-    """Nodes by their schema's id. ValueError if two share one."""
+    """Nodes by their schema's id. ValueError if two share one, or if one deals in lists, which the executor does not."""
     found: Nodes = {}
     for each in nodes:
-        id_ = each.GET_SCHEMA().node_id
+        schema = each.GET_SCHEMA()
+        id_ = schema.node_id
+        if schema.is_input_list or any(output.is_output_list for output in schema.outputs or []):
+            raise ValueError(f"{id_}: the runtime runs no nodes whose inputs or outputs are lists")
         if id_ in found:
             raise ValueError(f"two nodes are called {id_}: {found[id_].__name__} and {each.__name__}")
         found[id_] = each

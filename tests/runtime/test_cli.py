@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from velatura.nodes import load
 from velatura.runtime.cli import main
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "text_to_image.json"
 
 
 def entry(class_, **inputs):
@@ -47,28 +50,33 @@ def write(place, document, name="flow.json"):
     return name
 
 
-def test_a_workflow_runs_and_its_files_are_named(place, capsys):
-    assert main(["run", write(place, picture()), "--out", "here", "--set", "Positive.text=a blue ball"]) == 0
+def test_the_shipped_example_runs_and_its_picture_carries_it(place, sprites_folder, monkeypatch, capsys):
+    """The one command of the README. What `--set` changed is changed in the picture's workflow too."""
+    if sprites_folder.name != "sprites":
+        (place / "sprites").symlink_to(sprites_folder)
+        monkeypatch.setattr(load, "DEMO_MODELS", place)
+    changes = ["KSampler.steps=2", "EmptyLatentImage.batch_size=1", "KSampler.seed=8"]
+    settings = [word for change in changes for word in ("--set", change)]
+    assert main(["run", str(EXAMPLE), "--out", "here", *settings]) == 0
     printed = capsys.readouterr()
-    assert printed.out.split() == [str(Path("here", "pic_00001_.png"))]
+    assert printed.out.split() == [str(Path("here", "velatura", "text_to_image_00001_.png"))]
     assert "KSampler" in printed.err, "no progress was shown"
-    with Image.open(place / "here" / "pic_00001_.png") as found:
-        assert found.size == (64, 64)
-        assert json.loads(found.info["prompt"])["2"]["inputs"]["text"] == "a blue ball"
+    with Image.open(printed.out.strip()) as found:
+        assert found.size == (128, 128)
+        saved = json.loads(found.info["workflow"])
+    sampler = next(node for node in saved["nodes"] if node["type"] == "KSampler")
+    assert sampler["widgets_values"][:3] == [8, "fixed", 2]
 
 
-def test_json_is_one_object_and_nothing_else(place, capsys):
-    assert main(["run", write(place, picture()), "--json"]) == 0
+def test_a_saved_picture_makes_the_same_picture_again(place, capsys):
+    """And `--json` prints one object and nothing else."""
+    assert main(["run", write(place, picture()), "--out", "one", "--json"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
-    assert result["files"] == [str(Path("output", "pic_00001_.png"))]
+    assert result["files"] == [str(Path("one", "pic_00001_.png"))]
     assert result["executed"][-1] == "7" and result["outputs"]["7"]["images"][0]["type"] == "output"
     assert printed.err == ""
-
-
-def test_a_saved_picture_makes_the_same_picture_again(place):
-    assert main(["run", write(place, picture()), "--out", "one"]) == 0
-    assert main(["run", "one/pic_00001_.png", "--out", "two"]) == 0
+    assert main(["run", "one/pic_00001_.png", "--out", "two", "--json"]) == 0
     assert (place / "one/pic_00001_.png").read_bytes() == (place / "two/pic_00001_.png").read_bytes()
 
 
