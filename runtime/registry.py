@@ -11,7 +11,7 @@ Nodes = dict[str, type[ComfyNode]]
 
 
 def by_id(nodes: Iterable[type[ComfyNode]]) -> Nodes:
-    """Nodes by their schema's id. ValueError if two share one, or if one deals in lists, which the executor does not."""
+    """Nodes by their schema's id. ValueError if two share one, or one deals in lists, which the executor does not."""
     found: Nodes = {}
     for each in nodes:
         schema = each.GET_SCHEMA()
