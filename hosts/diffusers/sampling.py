@@ -146,7 +146,8 @@ def _entries(conditioning: Conditioning, name: str, levels: NoiseLevels, shape: 
         start, end = (
             levels.at_percent(said.get(f"{key}_percent", default)) for key, default in (("start", 0), ("end", 1))
         )
-        result.append(_Entry(Condition(embedding, said.get("pooled_output"), extras), weight, start, end))
+        condition = _to_batch(Condition(embedding, said.get("pooled_output"), extras), shape[0])
+        result.append(_Entry(condition, weight, start, end))
     return result
 
 
@@ -164,7 +165,8 @@ def _guided(
         sides.append(_entries(negative, "negative", levels, shape))
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        held = [[each for each in side if each.end <= sigma <= each.start] for side in sides]
+        level = float(sigma)
+        held = [[each for each in side if each.end <= level <= each.start] for side in sides]
         noise = iter(_predict(model, levels, x, sigma, [each.condition for side in held for each in side]))
         x0 = [_blend([(x - sigma * next(noise), each.weight) for each in side], x) for side in held]
         return x0[0] if len(x0) == 1 else guide(x0[1], x0[0], cfg)
@@ -174,7 +176,7 @@ def _guided(
 
 def _blend(parts: Sequence[tuple[Tensor, Tensor | float]], like: Tensor) -> Tensor:
     """The weighted mean; 0 where no weight is."""
-    if len(parts) == 1 and not isinstance(parts[0][1], Tensor):
+    if len(parts) == 1 and not isinstance(parts[0][1], Tensor) and parts[0][1] != 0:
         return parts[0][0]
     total, weights = torch.zeros_like(like), torch.full_like(like, 1e-37)
     for x0, weight in parts:
@@ -190,13 +192,12 @@ def _predict(
     size = len(x)
     x = x / (1 + sigma**2).sqrt()
     t = levels.timestep(sigma.cpu()).to(x.device)
-    rows = [_to_batch(each, size) for each in conditions]
-    result: list[Tensor] = [x] * len(rows)
-    left = list(range(len(rows)))
+    result: list[Tensor] = [x] * len(conditions)
+    left = list(range(len(conditions)))
     while left:
-        group = [i for i in left if _batchable(rows[left[0]], rows[i])]
+        group = [i for i in left if _batchable(conditions[left[0]], conditions[i])]
         left = [i for i in left if i not in group]
-        joined = _join([rows[i] for i in group])
+        joined = _join([conditions[i] for i in group])
         eps = model.predict_noise(x.repeat(len(group), 1, 1, 1), t.expand(size * len(group)), joined)
         for i, part in zip(group, eps.chunk(len(group)), strict=True):
             result[i] = part
