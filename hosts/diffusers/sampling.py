@@ -72,7 +72,7 @@ def sample(
     noise, sigmas = noise.to(**to), sigmas.to(**to)
     denoise = _guided(model, levels, positive, negative, cfg, tuple(image.shape))
     if noise_mask is not None:
-        kept = normal_noise(noise.shape, seed + 1).to(noise) if sampler.fresh_mask_noise else noise
+        kept = normal_noise(noise.shape, (seed + 1) % 2**64).to(noise) if sampler.fresh_mask_noise else noise
         denoise = _within(denoise, _fit_mask(noise_mask.to(**to), image.shape), image, kept)
 
     latest = [image]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from velatura.hosts.diffusers.text import DiffusersText, Tower
 from velatura.runtime.folders import Folders, using
@@ -242,6 +243,10 @@ def picture(nodes, model, clip, vae, call, **settings):
     return decoded
 
 
+def psnr(image, reference):
+    return -10 * float((image - reference).square().mean().clamp(min=1e-20).log10())
+
+
 @pytest.mark.parametrize(
     ("sampler_name", "scheduler"),
     [("euler", "normal"), ("dpmpp_2m", "karras"), ("euler_ancestral", "simple"), ("dpm_2", "sgm_uniform")],
@@ -258,5 +263,52 @@ def test_same_seed_same_picture(theirs, both, sampler_name, scheduler):
     with torch.inference_mode():
         reference = picture(theirs, *native, in_comfyui, **settings)
     assert ours.shape == reference.shape
-    psnr = -10 * float((ours - reference).square().mean().clamp(min=1e-12).log10())
-    assert psnr >= 60, f"{psnr:.1f} dB"
+    assert psnr(ours, reference) >= 60
+
+
+def kohya_lora(model, clip):
+    """A rank-2 LoRA for every attention and convolution of the network, and for the text encoder, in kohya's layout."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+
+    def add(name, weight):
+        base, size = name.replace(".", "_"), weight.shape
+        weights[f"{base}.lora_up.weight"] = 0.1 * torch.randn(size[0], 2, *[1] * (weight.ndim - 2), generator=generator)
+        weights[f"{base}.lora_down.weight"] = 0.1 * torch.randn(2, *size[1:], generator=generator)
+        weights[f"{base}.alpha"] = torch.tensor(1.0)
+
+    for name, module in model.unet.named_modules():
+        if ("attn" in name and isinstance(module, torch.nn.Linear)) or name.endswith("conv1"):
+            add(f"lora_unet.{name}", module.weight)
+    for name, module in clip.towers[0].encoder.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            add(f"lora_te.text_model.{name.removeprefix('text_model.')}", module.weight)
+    return weights
+
+
+def test_a_lora_does_the_same(theirs, both, tmp_path):
+    import folder_paths
+
+    runtime, native = both
+    (tmp_path / "loras").mkdir()
+    save_file(kohya_lora(*runtime[:2]), tmp_path / "loras" / "test_stock.safetensors")
+    folder_paths.add_model_folder_path("loras", str(tmp_path / "loras"))
+    stock = {node.__name__: node for node in NODES}
+    settings = {"seed": 11, "steps": 3, "sampler_name": "euler", "scheduler": "normal"}
+    given = {"lora_name": "test_stock.safetensors", "strength_model": 0.8, "strength_clip": 0.6}
+
+    def here(node, **inputs):
+        return node.execute(**inputs).args
+
+    def there(node, **inputs):
+        return getattr(node(), node.FUNCTION)(**inputs)
+
+    with using(Folders(models=tmp_path)):
+        plain = picture(stock, *runtime, here, **settings)
+        model, clip = here(stock["LoraLoader"], model=runtime[0], clip=runtime[1], **given)
+        ours = picture(stock, model, clip, runtime[2], here, **settings)
+    with torch.inference_mode():
+        model, clip = there(theirs["LoraLoader"], model=native[0], clip=native[1], **given)
+        reference = picture(theirs, model, clip, native[2], there, **settings)
+    assert psnr(ours, reference) >= 60
+    assert psnr(ours, plain) < 40, "the LoRA changes the picture"
