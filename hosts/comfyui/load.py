@@ -38,17 +38,21 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[Any, Any, Any]:
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder}: expected a diffusers model folder, found no model_index.json there")
-    autoencoder = _config(folder / "vae")
-    return (
-        load_model(folder, comfy.latent_formats.SD15(autoencoder.get("scaling_factor", 0.18215))),
-        load_clip(folder),
-        load_vae(folder),
-    )
+    return load_model(folder), load_clip(folder), load_vae(folder)
 
 
-def load_model(folder: Path, latent_format: Any) -> Any:
+def latent_format(folder: Path) -> Any:
+    """The folder's latents as ComfyUI describes them."""
+    config = _config(folder / "vae")
+    described = comfy.latent_formats.SD15(config.get("scaling_factor", 0.18215))
+    described.latent_channels = config["latent_channels"]
+    described.taesd_decoder_name = None  # the preview decoder of Stable Diffusion 1 would show noise
+    return described
+
+
+def load_model(folder: Path) -> Any:
     """The folder's UNet and schedule as a ModelPatcher."""
-    config = FolderModel(unet_config(_config(folder / "unet")), latent_format)
+    config = FolderModel(unet_config(_config(folder / "unet")), latent_format(folder))
     config.scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     config.sampling_settings = sampling_settings(config.scheduler)
     theirs = _weights(folder / "unet", "diffusion_pytorch_model.safetensors")
@@ -181,7 +185,7 @@ def load_vae(folder: Path) -> Any:
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": layout, "embed_dim": channels}})
     _check(set(weights), set(vae.first_stage_model.state_dict()), folder / "vae")
     vae.latent_channels = channels
-    setattr(vae, codec.FORMAT, comfy.latent_formats.SD15(config.get("scaling_factor", 0.18215)))
+    setattr(vae, codec.FORMAT, latent_format(folder))
     return vae
 
 

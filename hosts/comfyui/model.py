@@ -9,6 +9,7 @@ preserving and it asks for eps. With x = sqrt(abar) x_0 + sqrt(1 - abar) eps and
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -82,7 +83,7 @@ class ComfyModel:
 
     def _denoise(self, base: Any, x_ve: Tensor, sigma: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """ComfyUI's own denoiser for one condition: x_0 from the variance-exploding latent."""
-        options = self._options(base, t)
+        options = self._options(base, sigma, t)
         inputs = {name: value.cond for name, value in self._conditions(base, x_ve, condition).items()}
         control = condition.extras.get("control")
         if control is not None:
@@ -145,9 +146,10 @@ class ComfyModel:
             raise ValueError("condition: this network needs a pooled prompt embedding; use its own text encoder")
         return {name: value.process_cond(batch, area=None) for name, value in base.extra_conds(**known).items()}
 
-    def _options(self, base: Any, t: Tensor) -> dict[str, Any]:
-        """This call's own transformer options: the model's, then ours."""
-        options = {**self.native.model_options["transformer_options"], "cond_or_uncond": [0]}
+    def _options(self, base: Any, sigma: Tensor, t: Tensor) -> dict[str, Any]:
+        """This call's own transformer options: the model's, what ComfyUI's samplers tell patches, and ours."""
+        options = {**self.native.model_options["transformer_options"], "sigmas": sigma}
+        options |= {"cond_or_uncond": [0], "uuids": [uuid.uuid4()]}
         wrappers = {kind: dict(by_key) for kind, by_key in self.native.wrappers.items()}
         if t.is_floating_point() and isinstance(base.model_sampling, comfy.model_sampling.ModelSamplingDiscrete):
             wrappers.setdefault(WrappersMP.DIFFUSION_MODEL, {})["velatura.timesteps"] = [_exact_timesteps(t)]

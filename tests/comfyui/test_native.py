@@ -1,7 +1,9 @@
 """Our adapters beside ComfyUI's own samplers and nodes, on native objects of several families."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import shutil
@@ -200,6 +202,17 @@ def test_stock_nodes_run_on_a_folder(host: Any, nodes: ModuleType, native: Any) 
     torch.testing.assert_close((codec.decode(codec.scale(samples)).movedim(1, -1) + 1) / 2, image)
 
 
+def test_a_vae_takes_the_latent_format_of_the_model_it_serves(host: Any, native: Any) -> None:
+    # A stock VAE does not know its own; SDXL's would otherwise be scaled as Stable Diffusion 1's.
+    raw = seeded(1, 4, 8, 8)
+    _, _, vae = native
+    torch.testing.assert_close(host.codec(vae).scale(raw), host.model(native[0]).scale(raw))
+    torch.testing.assert_close(host.codec(vae, tiny("SDXL")).scale(raw), 0.13025 * raw)
+    stock = copy.copy(vae)
+    delattr(stock, "velatura_latent_format")
+    torch.testing.assert_close(host.codec(stock).scale(raw), 0.18215 * raw)
+
+
 def test_our_ddim_is_comfyuis_euler(host: Any, nodes: ModuleType, native: Any) -> None:
     import comfy.sample
     import comfy.samplers
@@ -246,6 +259,7 @@ def test_a_replacement_of_another_pack_stays_under_the_rule(host: Any, native: A
 
     def adapter(q: Tensor, k: Tensor, v: Tensor, options: Any) -> Tensor:
         calls.append("adapter")
+        assert {"cond_or_uncond", "sigmas", "uuids", "n_heads"} <= options.keys()  # what adapters read
         return torch.zeros_like(q)
 
     other = native[0].clone()

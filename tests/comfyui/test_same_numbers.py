@@ -1,5 +1,6 @@
 """The same folder loaded in both hosts: the engine must not be able to tell them apart."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import shutil

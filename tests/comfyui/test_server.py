@@ -3,6 +3,7 @@
 COMFYUI_PATH=path/to/ComfyUI COMFYUI_PYTHON=path/to/its/python python -m pytest tests/comfyui/test_server.py
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json
