@@ -202,6 +202,18 @@ def test_stock_nodes_run_on_a_folder(host: Any, nodes: ModuleType, native: Any) 
     torch.testing.assert_close((codec.decode(codec.scale(samples)).movedim(1, -1) + 1) / 2, image)
 
 
+def test_a_folder_has_its_own_latent_scale(host: Any, random_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(random_folder, folder)
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.7}))
+    model, _, vae = host.load_folder(folder)
+    raw, image = seeded(1, 4, 8, 8), seeded(1, 3, 64, 64).clamp(-1, 1)
+    torch.testing.assert_close(host.model(model).scale(raw), 0.7 * raw)
+    torch.testing.assert_close(model.model.process_latent_in(raw), 0.7 * raw)
+    torch.testing.assert_close(host.codec(vae).encode(image), 0.7 * vae.encode((image.movedim(1, -1) + 1) / 2))
+
+
 def test_a_vae_takes_the_latent_format_of_the_model_it_serves(host: Any, native: Any) -> None:
     # A stock VAE does not know its own; SDXL's would otherwise be scaled as Stable Diffusion 1's.
     raw = seeded(1, 4, 8, 8)
