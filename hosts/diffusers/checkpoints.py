@@ -20,6 +20,7 @@ from ...core.schedule import NoiseSchedule
 from .clip_vocabulary import tokenizer_for
 from .codec import DiffusersCodec
 from .model import DiffusersModel, schedule_of
+from .sigmas import with_signal
 from .single_file import build, family_of
 from .text import DiffusersText, Tower
 
@@ -77,9 +78,8 @@ def load_folder(folder: str | os.PathLike[str]) -> Native:
         raise ValueError(f"{folder}: expected a pipeline with a CLIP text encoder; its model_index.json names none")
     schedule, prediction = schedule_of(_json(folder / "scheduler" / "scheduler_config.json"))
     codec = DiffusersCodec(vae)
-    model = DiffusersModel(
-        unet, schedule, prediction, scaling_factor=codec.scaling_factor, shift_factor=codec.shift_factor
-    )
+    scaling = {"scaling_factor": codec.scaling_factor, "shift_factor": codec.shift_factor}
+    model = DiffusersModel(unet, with_signal(schedule), prediction, **scaling)
     return model, _text(tokenizers, encoders), codec
 
 
@@ -167,7 +167,7 @@ def load_file(path: str | os.PathLike[str]) -> Native:
     v_prediction = "v_pred" in weights
     schedule = NoiseSchedule.scaled_linear()
     if "ztsnr" in weights:
-        schedule = schedule.rescaled_to_zero_snr()
+        schedule = with_signal(schedule.rescaled_to_zero_snr())
     del weights
     unet, vae, *encoders = networks
     tokenizer = tokenizer_for(path.with_suffix("") / "tokenizer", path.parent / "tokenizer")

@@ -16,6 +16,16 @@ from torch import Tensor
 
 from ...core.schedule import NoiseSchedule
 
+_LEAST_SIGNAL = 4.8973451890853435e-08  # abar at sigma = 4518.8, ComfyUI's stand-in for a level without signal.
+
+
+def with_signal(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The schedule, but a last level of no signal at all (zero terminal SNR) becomes a very high one.
+
+    Without it a v-prediction network's answer there would be lost on the way through eps.
+    """
+    return NoiseSchedule(schedule.alphas_cumprod.clamp(min=_LEAST_SIGNAL))
+
 
 @dataclass(frozen=True)
 class NoiseLevels:
@@ -26,9 +36,8 @@ class NoiseLevels:
 
     @classmethod
     def of(cls, schedule: NoiseSchedule) -> NoiseLevels:
-        """The levels of `schedule`. A last level of no signal at all (zero terminal SNR) becomes a very high one."""
-        abar = schedule.alphas_cumprod.clamp(min=4.8973451890853435e-08)  # sigma = 4518.8
-        sigmas = ((1 - abar) / abar).sqrt()
+        """The levels of `schedule`, finite all of them."""
+        sigmas = with_signal(schedule).sigmas
         return cls(sigmas.float(), sigmas.log().float())
 
     def timestep(self, sigma: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from velatura.core.schedule import NoiseSchedule
 from velatura.hosts.diffusers.samplers import SAMPLERS
 from velatura.hosts.diffusers.sampling import normal_noise, preview, sample
-from velatura.hosts.diffusers.sigmas import NoiseLevels, sigmas_for
+from velatura.hosts.diffusers.sigmas import NoiseLevels, sigmas_for, with_signal
 from velatura.hosts.running import Interrupted
 
 SCHEDULE = NoiseSchedule.scaled_linear()
@@ -145,3 +145,21 @@ def test_previews_are_pictures(scaling, channels):
     picture = preview(100 * normal_noise((2, channels, 5, 7), 0), scaling)
     assert picture.shape == (3, 5, 7)
     assert picture.min() >= 0 and picture.max() <= 1
+
+
+def test_without_any_signal_a_v_prediction_still_counts():
+    """At zero terminal SNR the input is pure noise; all that is known of the picture is in v."""
+    model = Pictures()
+    model.schedule = with_signal(SCHEDULE.rescaled_to_zero_snr())
+
+    def predict_noise(x, t, condition):
+        abar = model.schedule.alphas_cumprod[t].to(x.dtype).reshape(-1, 1, 1, 1)
+        eps = (x - abar.sqrt() * 0.25) / (1 - abar).sqrt()
+        v = abar.sqrt() * eps - (1 - abar).sqrt() * 0.25
+        return model.schedule.to_epsilon(v, x, t, "v_prediction")
+
+    model.predict_noise = predict_noise
+    sigmas = NoiseLevels.of(model.schedule).sigmas[-1:].repeat(2)
+    latent = torch.zeros(SHAPE)
+    _, x0 = sample(model, SAMPLERS["euler"], sigmas, [prompt(1)], [prompt(0)], 1.0, latent, normal_noise(SHAPE, 0))
+    torch.testing.assert_close(x0, torch.full(SHAPE, 0.5), rtol=0, atol=5e-3)
