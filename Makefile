@@ -30,6 +30,7 @@ $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[runtime,train,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps open_clip_torch
 	touch $@
 
 clean:

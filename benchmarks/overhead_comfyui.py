@@ -3,6 +3,7 @@
 Prints one line of JSON, `{"ratio": ...}`, and writes the picture to the file the job names.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import importlib.util

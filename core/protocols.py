@@ -80,6 +80,14 @@ class LatentModel(Protocol):
         guidance-distilled network; ValueError if the network has no such input."""
         ...
 
+    def scale(self, raw: Tensor) -> Tensor:
+        """The autoencoder's own latents, as a LATENT wire carries them -> scaled ones, which the engine works in."""
+        ...
+
+    def unscale(self, latent: Tensor) -> Tensor:
+        """The inverse of `scale`."""
+        ...
+
     def places(self) -> tuple[str, ...]:
         """The names that `taps` takes, in the order the network runs them."""
         ...

@@ -20,8 +20,9 @@ class Host(Protocol):
         """A MODEL as the engine's noise predictor."""
         ...
 
-    def codec(self, native: Any) -> LatentCodec:
-        """A VAE as the engine's autoencoder."""
+    def codec(self, native: Any, model: Any = None) -> LatentCodec:
+        """A VAE as the engine's autoencoder. `model`, the MODEL that the latents are for, tells their scale: not every
+        host's VAE knows its own."""
         ...
 
     def text(self, native: Any) -> TextEncoder:

@@ -23,7 +23,7 @@ class DiffusersHost:
     def model(self, native: DiffusersModel) -> DiffusersModel:
         return native
 
-    def codec(self, native: DiffusersCodec) -> DiffusersCodec:
+    def codec(self, native: DiffusersCodec, model: DiffusersModel | None = None) -> DiffusersCodec:
         return native
 
     def text(self, native: DiffusersText) -> DiffusersText:

@@ -35,6 +35,14 @@ class DiffusersModel:
         # Its autoencoder's, as in DiffusersCodec: a sampler node gets a raw LATENT and no VAE.
         self.scaling_factor, self.shift_factor = scaling_factor, shift_factor
 
+    def scale(self, raw: Tensor) -> Tensor:
+        """A LATENT wire's samples -> scaled latents."""
+        return (raw - self.shift_factor) * self.scaling_factor
+
+    def unscale(self, latent: Tensor) -> Tensor:
+        """Scaled latents -> a LATENT wire's samples."""
+        return latent / self.scaling_factor + self.shift_factor
+
     @property
     def latent_channels(self) -> int:
         return self.unet.config.in_channels

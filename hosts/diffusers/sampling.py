@@ -68,7 +68,7 @@ def sample(
         return latent, latent
     levels = NoiseLevels.of(model.schedule)
     to = {"device": model.device, "dtype": torch.float32}
-    image = ((latent.to(**to) - model.shift_factor) * model.scaling_factor) if latent.any() else latent.to(**to)
+    image = model.scale(latent.to(**to)) if latent.any() else latent.to(**to)  # all zeros mean: no image
     noise, sigmas = noise.to(**to), sigmas.to(**to)
     denoise = _guided(model, levels, positive, negative, cfg, tuple(image.shape))
     if noise_mask is not None:
@@ -88,7 +88,7 @@ def sample(
 
     x = image + noise * _amplitude(sigmas[0], levels)
     x = sampler.steps(denoise, x, sigmas, draw, report)
-    raw = [(each / model.scaling_factor + model.shift_factor).cpu() for each in (x, latest[0])]
+    raw = [model.unscale(each).cpu() for each in (x, latest[0])]
     return raw[0], raw[1]
 
 
