@@ -58,14 +58,15 @@ def encode_blocks(
 ) -> None:
     """Write the unscaled mean latents and token ids of `count` scenes, a file for each BLOCK of them.
 
-    Files that are there stay: a broken-off encoding goes on. `process` (rank, of) takes its share of the files.
+    Files that are there and long enough stay: a broken-off encoding goes on. `process` (rank, of) takes its share of
+    the files.
     """
     blocks = -(-count // BLOCK)
     mine = range(process[0], blocks, process[1])
     for done, block in enumerate(mine):
         path = Path(folder, f"{block:05d}.safetensors")
-        if not path.exists():
-            indices = torch.arange(block * BLOCK, (block + 1) * BLOCK)
+        indices = torch.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
+        if not path.exists() or len(read_tensors(path)[0]["ids"]) < len(indices):
             parts = [captioned(seed, part, bare) for part in indices.split(16)]
             latents = []
             for image, _ in parts:

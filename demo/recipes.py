@@ -150,9 +150,15 @@ def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, r
     images = data.pictures(r.scenes_seed, r.bare)
     done = autoencoding.train(vae, images, r, folder, progress=progress, resume=resume)
     best = done.modules["vae"].eval()
-    seen = torch.cat([images(n, 16) for n in range(0, 256, 16)])
+    seen = torch.cat([images(n, 16) for n in range(0, 128, 16)])
+
+    def encoded() -> torch.Tensor:
+        return torch.cat([autoencoding.encode_mean(best, part) for part in seen.split(16)])
+
+    if r.regulariser == "kl":
+        autoencoding.standardise(best, encoded())
+    latents = encoded()
     with torch.no_grad():
-        latents = torch.cat([autoencoding.encode_mean(best, part) for part in seen.split(16)])
         out = best.decode(latents[:16]).sample  # pyright: ignore[reportCallIssue]
     scale = autoencoding.scaling_factor(latents)
     note = {"scaling_factor": scale, "factor": r.factor, "regulariser": r.regulariser, "steps": done.steps}

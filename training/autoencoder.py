@@ -25,31 +25,45 @@ Images = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class AutoencoderSettings(Settings):
-    """`kl_weight` on the KL term (none for a codebook); `mse` and `edges` weigh the squared error and the error of the
-    picture's differences beside L1; `adversarial` weighs the discriminator from step `adversarial_from` on."""
+    """`kl_weight` on the KL term (none for a codebook); `mse` and `edges` weigh the squared error and the error of
+    the picture's differences beside L1, `thumbnail` the latent's own account of the colours (see Autoencoding),
+    `chroma` the same errors of the colour differences; `adversarial` weighs the discriminator from step
+    `adversarial_from` on."""
 
     kl_weight: float = 1e-6
     mse: float = 4.0
     edges: float = 0.3
+    chroma: float = 0.5
+    thumbnail: float = 0.0
     adversarial: float = 0.0
     adversarial_from: int = 10_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("kl_weight", "mse", "edges", "adversarial", "adversarial_from"):
+        for name in ("kl_weight", "mse", "edges", "chroma", "thumbnail", "adversarial", "adversarial_from"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
 
 class Autoencoding(nn.Module):
-    """One forward for both regularisers: (reconstruction, regulariser loss). Takes diffusers' AutoencoderKL or
-    VQModel."""
+    """One forward for both regularisers: (reconstruction, regulariser loss, thumbnail loss). Takes diffusers'
+    AutoencoderKL or VQModel.
+
+    The thumbnail loss asks that the picture's colours, averaged over a latent's cell, be a linear function of the
+    latent. It reaches the encoder past the decoder, which without it finds a second colour axis only after thousands
+    of steps.
+    """
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
         self.vae = vae
+        config: Any = vae.config
+        # skip_init draws no random numbers
+        self.thumbnail: nn.Module = nn.utils.skip_init(nn.Conv2d, config.latent_channels, 3, 1)
+        eye = 0.3 * torch.eye(3, config.latent_channels)
+        self.thumbnail.load_state_dict({"weight": eye[:, :, None, None], "bias": torch.zeros(3)})
 
-    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         vae: Any = self.vae
         h = vae.quant_conv(vae.encoder(image))
         if hasattr(vae, "quantize"):
@@ -59,7 +73,9 @@ class Autoencoding(nn.Module):
             logvar = logvar.clamp(-30, 20)
             z = mean + (0.5 * logvar).exp() * noise
             loss = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
-        return vae.decoder(vae.post_quant_conv(z)), loss
+        small = F.adaptive_avg_pool2d(image, z.shape[-2:])
+        thumbnail = (self.thumbnail(z).float() - small).square().mean()
+        return vae.decoder(vae.post_quant_conv(z)), loss, thumbnail
 
 
 class PatchDiscriminator(nn.Module):
@@ -77,9 +93,14 @@ class PatchDiscriminator(nn.Module):
 
 
 def reconstruction_loss(out: Tensor, image: Tensor, settings: AutoencoderSettings) -> Tensor:
-    """L1, squared error, and L1 of neighbouring differences, which keeps edges sharp without a perceptual network."""
+    """L1 and squared error; L1 of neighbouring differences, which keeps edges sharp without a perceptual network;
+    and both errors once more on the two colour differences, which are small beside brightness and would be learned
+    last."""
     error = out - image
+    red, green, blue = error.unbind(1)
+    colour = torch.stack([red - green, blue - 0.5 * (red + green)])
     loss = error.abs().mean() + settings.mse * error.square().mean()
+    loss = loss + settings.chroma * (colour.abs().mean() + settings.mse * colour.square().mean())
     return loss + settings.edges * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
 
 
@@ -124,15 +145,15 @@ def train(
         image = images(first, per_process).to(accelerator.device, memory_format=torch.channels_last)
         noise = torch.randn(latent_shape(vae, image), generator=generator).to(image)
         with accelerator.autocast():
-            out, regulariser = model(image, noise)
+            out, regulariser, thumbnail = model(image, noise)
         out = out.float()
         weight = 1.0 if hasattr(vae, "quantize") else settings.kl_weight
         recon = reconstruction_loss(out, image, settings)
-        loss = recon + weight * regulariser
+        loss = recon + weight * regulariser + settings.thumbnail * thumbnail
         if fooling(number):
             loss = loss - settings.adversarial * modules["judge"](out).float().mean()
         _update(accelerator, loss, model, optimizers["vae"], settings.clip)
-        losses = {"reconstruction": recon.item(), "regulariser": regulariser.item()}
+        losses = {"reconstruction": recon.item(), "regulariser": regulariser.item(), "thumbnail": thumbnail.item()}
         if fooling(number):
             optimizers["judge"].zero_grad()  # what fooling it left there
             hinge = (
@@ -186,3 +207,24 @@ def encode_mean(vae: nn.Module, image: Tensor) -> Tensor:
 def scaling_factor(latents: Tensor) -> float:
     """What brings the latents to unit standard deviation (Latent Diffusion, appendix G)."""
     return float(1 / latents.float().std())
+
+
+@torch.no_grad()
+def standardise(vae: nn.Module, latents: Tensor) -> None:
+    """Give every latent channel mean 0 and deviation 1 on these latents [N, C, h, w], in place.
+
+    The change is absorbed by the 1x1 convolutions before and after the latent, so that reconstructions stay as they
+    are. A single scaling factor would leave a quiet channel (colour, say) below the noise for most of the diffusion.
+    ValueError for a codebook, whose entries it would have to move.
+    """
+    net: Any = vae
+    if hasattr(net, "quantize"):
+        raise ValueError("standardise: expected a KL autoencoder, got one with a codebook")
+    mean, deviation = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
+    c = len(mean)
+    before, after = net.quant_conv, net.post_quant_conv
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= deviation.view(1, c, 1, 1)
+    before.bias[:c] = (before.bias[:c] - mean) / deviation
+    before.weight[:c] /= deviation.view(c, 1, 1, 1)
+    before.bias[c:] -= 2 * deviation.log()  # the second half is the log variance

@@ -128,7 +128,8 @@ def test_a_process_that_dies_between_checkpoints_resumes_from_the_last(tmp_path)
 
 def test_training_touches_no_global_random_state(tmp_path):
     before = torch.get_rng_state()
-    train_diffusion(tmp_path)
+    train_diffusion(tmp_path / "diffusion")
+    train_vae(tmp_path / "vae", "kl")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -204,3 +205,20 @@ def test_the_rate_warms_up_stays_and_falls():
     rates = [loop.rate_at(settings, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[79] == 1.0
     assert rates[80:] == sorted(rates[80:], reverse=True) and rates[-1] < 0.1
+
+
+def test_standardised_latents_leave_the_reconstruction_as_it_was():
+    vae = new_vae("kl").eval()
+    image = images(0, 4)
+    raw = autoencoder.encode_mean(vae, image)
+    spread = vae.encode(image).latent_dist.std
+    with torch.no_grad():
+        before = vae.decode(raw).sample
+        autoencoder.standardise(vae, raw)
+        latents = autoencoder.encode_mean(vae, image)
+        after = vae.decode(latents).sample
+    assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4)
+    assert torch.allclose(before, after, atol=1e-4)
+    deviation = raw.std((0, 2, 3)).view(1, 4, 1, 1)
+    assert torch.allclose(vae.encode(image).latent_dist.std, spread / deviation, rtol=1e-3)

@@ -1,0 +1,118 @@
+"""What the Sprites model is measured by: reconstruction, text accuracy, and the Frechet distance of the judge's
+features."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.ddim import ddim_sample, ddim_timesteps
+from ..core.protocols import LatentCodec, LatentModel, Progress, TextEncoder, no_progress
+from . import classifier, data, sprites
+
+HELD_OUT = 777_000  # seed of the scenes that nothing was trained on
+
+
+class Judged(NamedTuple):
+    """Shares of pictures whose kind, colour and background are recognised, and the features [B, 128]."""
+
+    kind: float
+    colour: float
+    place: float
+    features: Tensor
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of pictures in 0 .. 1, [B]."""
+    return -10 * torch.log10((a - b).square().flatten(1).mean(1).clamp(min=1e-10))
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity [B] of pictures [B, C, H, W] in 0 .. 1 (Wang et al. 2004: Gaussian window 11, sigma
+    1.5)."""
+    offset = torch.arange(11, dtype=a.dtype) - 5
+    line = torch.exp(-(offset**2) / (2 * 1.5**2))
+    window = torch.outer(line, line) / line.sum() ** 2
+    window = window.expand(a.shape[1], 1, 11, 11)
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x, window, groups=x.shape[1])
+
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    return value.flatten(1).mean(1)
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of two sets of features [N, D]: |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))."""
+    a, b = a.double(), b.double()
+    sa, sb = torch.cov(a.T), torch.cov(b.T)
+    root = torch.linalg.eigvals(sa @ sb).real.clamp(min=0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + sa.trace() + sb.trace() - 2 * root)
+
+
+@torch.no_grad()
+def judge(model: classifier.Classifier, images: Tensor, kind: Tensor, colour: Tensor, place: Tensor) -> Judged:
+    """The judge's agreement with what was asked for. Images [B, 3, S, S] in 0 .. 1."""
+    parts = [model(part) for part in images.split(64)]
+    verdict = classifier.Verdict(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    seen = colour >= 0
+    return Judged(
+        float((verdict.kind.argmax(1) == kind).float().mean()),
+        float((verdict.colour.argmax(1) == colour)[seen].float().mean()) if seen.any() else float("nan"),
+        float((verdict.place.argmax(1) == place).float().mean()),
+        verdict.features,
+    )
+
+
+@torch.no_grad()
+def generate(
+    model: LatentModel,
+    text: TextEncoder,
+    codec: LatentCodec,
+    prompts: list[str],
+    *,
+    seed: int,
+    steps: int = 50,
+    guidance: float = 5.0,
+    size: int = 128,
+    batch: int = 16,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """A picture [3, S, S] in 0 .. 1 for each prompt, by DDIM. Noise is drawn by prompt number: batches do not
+    matter."""
+    side = size // codec.factor
+    shape = (model.latent_channels, side, side)
+    noise = torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(seed + n)) for n in range(len(prompts))]
+    )
+    timesteps = ddim_timesteps(len(model.schedule), steps)
+    null = text.encode([""])
+    images: list[Tensor] = []
+    for at in range(0, len(prompts), batch):
+        part = prompts[at : at + batch]
+        condition = text.encode(part)
+        repeated = null.with_embedding(null.embedding.expand(len(part), -1, -1))
+        latent = ddim_sample(
+            model, noise[at : at + batch].to(model.device), condition, repeated, w=guidance, timesteps=timesteps
+        )
+        images.append((codec.decode(latent).float().cpu() + 1) / 2)
+        progress(min(at + batch, len(prompts)), len(prompts), images[-1][0])
+    return torch.cat(images)
+
+
+def real(seed: int, count: int, bare: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Real pictures in 0 .. 1 and their kinds, colours (-100 where bare) and backgrounds."""
+    rows: list[Any] = []
+    for indices in torch.arange(count).split(64):
+        scenes = sprites.draw(seed, indices)
+        only = data.is_bare(seed, indices, bare)
+        image = torch.where(only[:, None, None, None], scenes.background, scenes.blend)
+        rows.append((image, *classifier.targets(scenes, only)))
+    first, *rest = (torch.cat(column) for column in zip(*rows, strict=True))
+    return first, rest[0], rest[1], rest[2]

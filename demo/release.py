@@ -1,0 +1,49 @@
+"""From finished runs to the model that ships: one diffusers folder in fp16, the judge beside it, and a card."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..training.checkpoint import CheckpointError, read_tensors
+from . import architecture, classifier, recipes
+
+MODEL = Path(__file__).parent / "models" / "sprites"
+
+
+def release(runs: str | os.PathLike[str] = "runs", folder: str | os.PathLike[str] = MODEL) -> dict[str, Any]:
+    """Write the averaged weights of the runs "autoencoder", "diffusion" and "classifier" as the model folder.
+
+    Returns the runs' figures. CheckpointError if a run has no result, or its latents are of another autoencoder.
+    """
+    from ..hosts.diffusers import build
+
+    runs, folder = Path(runs), Path(folder)
+    vae, scale = recipes.trained_autoencoder(runs / "autoencoder")
+    weights, note = read_tensors(runs / "diffusion" / recipes.RESULT)
+    if note["scaling_factor"] != scale:
+        raise CheckpointError(f"{runs}: the diffusion run was trained on latents of another autoencoder; train it anew")
+    modules: Any = architecture.new_modules()
+    nn.ModuleDict({name: modules[name] for name in ("unet", "text_encoder")}).load_state_dict(weights)
+    judge = classifier.Classifier()
+    judge.load_state_dict(read_tensors(runs / "classifier" / recipes.RESULT)[0])
+    configured: Any = vae
+    configured.register_to_config(scaling_factor=scale)
+    build.save_folder(
+        folder,
+        unet=modules["unet"].half(),
+        vae=vae.half(),
+        text_encoder=modules["text_encoder"].half(),
+        tokenizer_files=architecture.tokenizer_files(),
+        scheduler_config=architecture.SCHEDULER,
+    )
+    classifier.save(judge, folder / "classifier.safetensors")
+    return {"scaling_factor": scale, "megabytes": megabytes(folder), "diffusion_steps": note["steps"]}
+
+
+def megabytes(folder: str | os.PathLike[str]) -> float:
+    """The size of a folder's files, in units of 10^6 bytes."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6

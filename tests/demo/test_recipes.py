@@ -1,0 +1,117 @@
+"""A recipe that cannot work is refused by name before any work; one that can is trained, resumed and released."""
+
+import pytest
+import torch
+
+from velatura.demo import classifier, measure, recipes, release
+from velatura.training import checkpoint
+
+
+def write(folder, text: str):
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in recipes.FOLDER.glob("*.toml")))
+def test_every_shipped_recipe_is_sound(name):
+    assert recipes.load(recipes.find(name)).steps > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('kind = "autoencoder"\nstep = 3', r"no field 'step' .*Did you mean 'steps'"),
+        ('kind = "autoencoder"\nfactor = 7', r"factor: expected 4, 8 or 16, got 7"),
+        ('kind = "autoencoder"\nregulariser = "l2"', r"regulariser: expected 'kl' or 'vq'"),
+        ('kind = "diffusion"\nprompt_dropout = 1.5', r"prompt_dropout: expected 0 \.\. 1"),
+        ('kind = "classifier"\nsteps = "many"', r"steps: expected int, got 'many'"),
+        ('kind = "classifier"\nbare = -1', r"bare: expected 0 \.\. 1"),
+        ('kind = "gan"', r"kind: expected one of autoencoder, diffusion, classifier"),
+        ("steps = 3", r"kind: expected one of"),
+        ("kind = ", r"not TOML"),
+    ],
+)
+def test_an_impossible_recipe_is_refused_and_says_why(text, message, tmp_path):
+    with pytest.raises(recipes.RecipeError, match=message):
+        recipes.run(write(tmp_path, text), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_recipe_offers_the_nearest():
+    with pytest.raises(recipes.RecipeError, match="Did you mean 'diffusion'"):
+        recipes.run("difusion")
+
+
+def test_diffusion_without_its_autoencoder_says_what_is_missing(tmp_path):
+    path = write(tmp_path, 'kind = "diffusion"\nautoencoder = "none"\nsteps = 1')
+    with pytest.raises(checkpoint.CheckpointError, match=r"none/result\.safetensors: no checkpoint here"):
+        recipes.run(path, folder=tmp_path / "run")
+
+
+def test_required_resuming_without_a_run_is_refused(tmp_path):
+    path = write(tmp_path, 'kind = "classifier"\nsteps = 1')
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint to resume"):
+        recipes.run(path, folder=tmp_path / "run", resume=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All three recipes, two steps each, and what `run` told."""
+    folder = tmp_path_factory.mktemp("runs")
+    told = {}
+    for name, fields in (
+        ("autoencoder", "batch = 1"),
+        ("diffusion", "batch = 2\nscenes = 4"),
+        ("classifier", "batch = 2"),
+    ):
+        path = write(folder, f'kind = "{name}"\nsteps = 2\n{fields}')
+        seen: list[int] = []
+        told[name] = recipes.run(path, folder=folder / name, progress=lambda done, *_, seen=seen: seen.append(done))
+        assert seen[-2:] == [1, 2]
+    return folder, told
+
+
+def test_a_run_leaves_its_result_and_pictures(runs):
+    folder, told = runs
+    for name in ("autoencoder", "diffusion", "classifier"):
+        assert {"checkpoint.safetensors", "result.safetensors", "loss.png"} <= {
+            p.name for p in (folder / name).iterdir()
+        }
+        assert told[name]["steps"] == 2
+    assert (folder / "autoencoder" / "samples.png").exists()
+
+
+def test_the_latents_have_unit_variance_after_scaling(runs):
+    folder, told = runs
+    _, scale = recipes.trained_autoencoder(folder / "autoencoder")
+    assert scale == told["autoencoder"]["scaling_factor"] > 0
+
+
+def test_finished_runs_become_a_model_that_the_host_loads_and_draws_with(runs, tmp_path):
+    from velatura.hosts import load
+
+    folder, told = runs
+    figures = release.release(folder, tmp_path / "model")
+    assert figures["megabytes"] <= 24
+    model, text, codec = load("diffusers").load_folder(tmp_path / "model")
+    assert codec.scaling_factor == pytest.approx(told["autoencoder"]["scaling_factor"])
+    prompts = ["a red heart, cold night from the left", "nothing in a deep sea"]
+    options = {"seed": 3, "steps": 2, "size": 32}
+    together = measure.generate(model, text, codec, prompts, **options)
+    alone = measure.generate(model, text, codec, prompts[:1], **options)
+    assert together.shape == (2, 3, 32, 32) and torch.allclose(together[:1], alone, atol=0.02)
+    verdict = classifier.load(tmp_path / "model" / "classifier.safetensors")(together)
+    assert verdict.kind.shape == (2, classifier.NO_OBJECT + 1) and verdict.features.isfinite().all()
+
+
+def test_a_model_of_two_autoencoders_is_not_released(runs, tmp_path):
+    folder, _ = runs
+    tensors, note = checkpoint.read_tensors(folder / "diffusion" / recipes.RESULT)
+    for name in ("autoencoder", "classifier"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / recipes.RESULT).write_bytes((folder / name / recipes.RESULT).read_bytes())
+    checkpoint.write_tensors(tmp_path / "diffusion" / recipes.RESULT, tensors, note | {"scaling_factor": 9.0})
+    with pytest.raises(checkpoint.CheckpointError, match="another autoencoder"):
+        release.release(tmp_path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
