@@ -65,6 +65,12 @@ def loss_weight(schedule: NoiseSchedule, t: Tensor, min_snr: float) -> Tensor:
     return (snr.clamp(max=min_snr) / snr).float()
 
 
+def stratified(count: int, total: int, generator: torch.Generator) -> Tensor:
+    """`count` timesteps of 0 .. total-1, one from each of as many equal parts: uniform, and evenly spread."""
+    at = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return (at * total).long().clamp(max=total - 1)
+
+
 def train(
     unet: nn.Module,
     text_encoder: nn.Module,
@@ -96,7 +102,7 @@ def train(
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
         first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
         z_0, ids = examples(first, settings.batch)
-        t = torch.randint(len(schedule), (len(z_0),), generator=generator)
+        t = stratified(len(z_0), len(schedule), generator)
         eps = torch.randn(z_0.shape, generator=generator)
         dropped = torch.rand(len(z_0), generator=generator) < settings.prompt_dropout
         ids = torch.where(dropped[:, None], null_ids, ids).to(accelerator.device)

@@ -222,3 +222,15 @@ def test_standardised_latents_leave_the_reconstruction_as_it_was():
     assert torch.allclose(before, after, atol=1e-4)
     deviation = raw.std((0, 2, 3)).view(1, 4, 1, 1)
     assert torch.allclose(vae.encode(image).latent_dist.std, spread / deviation, rtol=1e-3)
+
+
+def test_stratified_timesteps_cover_the_schedule_evenly():
+    t = diffusion.stratified(50, 1000, torch.Generator().manual_seed(0))
+    assert torch.equal(t // 20, torch.arange(50)) and len((t % 20).unique()) > 5
+
+
+def test_min_snr_weights_only_the_clean_end_less():
+    schedule = NoiseSchedule.scaled_linear()
+    weight = diffusion.loss_weight(schedule, torch.tensor([0, 500, 999]), 5.0)
+    assert weight[0] < 0.01 and weight[1] == weight[2] == 1
+    assert torch.equal(diffusion.loss_weight(schedule, torch.tensor([0, 999]), 0.0), torch.ones(2))
