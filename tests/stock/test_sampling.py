@@ -17,10 +17,16 @@ SHAPE = (2, 4, 6, 6)
 class Pictures:
     """Knows one picture for each prompt: the constant that its embedding holds. Its noise prediction is exact."""
 
-    schedule, scaling_factor, shift_factor, device = SCHEDULE, 0.5, 0.0, torch.device("cpu")
+    schedule, scaling_factor, device = SCHEDULE, 0.5, torch.device("cpu")
 
     def __init__(self):
         self.calls = []
+
+    def scale(self, raw):
+        return raw * self.scaling_factor
+
+    def unscale(self, latent):
+        return latent / self.scaling_factor
 
     def predict_noise(self, x, t, condition):
         self.calls.append(len(x))
