@@ -35,9 +35,12 @@ class AutoencoderRecipe(autoencoding.AutoencoderSettings):
     regulariser: str = "kl"
     scenes_seed: int = 1
     bare: float = 0.125
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decoder_only and not self.start_from:
+            raise ValueError("decoder_only: expected start_from to name the run whose encoder is kept")
         architecture.autoencoder(self.factor, self.regulariser)  # pyright: ignore[reportArgumentType]
         _share("bare", self.bare)
 
@@ -146,7 +149,11 @@ def trained_autoencoder(folder: str | os.PathLike[str]) -> tuple[nn.Module, floa
 
 
 def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
-    vae = _new_autoencoder(r.factor, r.regulariser, r.seed)
+    if r.start_from:
+        vae, kept_scale = trained_autoencoder(folder.parent / r.start_from)
+        vae.train().requires_grad_(True)
+    else:
+        vae, kept_scale = _new_autoencoder(r.factor, r.regulariser, r.seed), 0.0
     images = data.pictures(r.scenes_seed, r.bare)
     done = autoencoding.train(vae, images, r, folder, progress=progress, resume=resume)
     best = done.modules["vae"].eval()
@@ -155,12 +162,12 @@ def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, r
     def encoded() -> torch.Tensor:
         return torch.cat([autoencoding.encode_mean(best, part) for part in seen.split(16)])
 
-    if r.regulariser == "kl":
+    if r.regulariser == "kl" and not r.decoder_only:
         autoencoding.standardise(best, encoded())
     latents = encoded()
     with torch.no_grad():
         out = best.decode(latents[:16]).sample  # pyright: ignore[reportCallIssue]
-    scale = autoencoding.scaling_factor(latents)
+    scale = kept_scale if r.decoder_only else autoencoding.scaling_factor(latents)
     note = {"scaling_factor": scale, "factor": r.factor, "regulariser": r.regulariser, "steps": done.steps}
     _finish(folder, done, best, note)
     report.save_png(report.sheet((torch.cat([seen[:16], out.cpu()]) + 1) / 2, 8), folder / "samples.png")

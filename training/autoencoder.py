@@ -37,6 +37,7 @@ class AutoencoderSettings(Settings):
     thumbnail: float = 0.0
     adversarial: float = 0.0
     adversarial_from: int = 10_000
+    decoder_only: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,10 +125,13 @@ def train(
 ) -> Trained:
     """Train in place; the outcome's "vae" is the averaged one. `recipe` adds what else the run depends on."""
     accelerator = accelerator_for(settings)
-    if not resume:
+    if not resume and not settings.decoder_only:
         calm_posterior(vae)
     model = quicken(Autoencoding(vae))
-    optimizers: dict[str, Any] = {"vae": torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.99), weight_decay=0.0)}
+    if settings.decoder_only:
+        _freeze_encoder(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizers: dict[str, Any] = {"vae": torch.optim.AdamW(trained, 1e-4, (0.9, 0.99), weight_decay=0.0)}
     model, optimizers["vae"] = accelerator.prepare(model, optimizers["vae"])
     modules: dict[str, Any] = {"vae": model}
     if settings.adversarial:
@@ -173,6 +177,11 @@ def train(
     done = fit(job, settings, folder, accelerator, progress=progress, resume=resume)
     best: Any = done.modules["vae"]
     return Trained({"vae": best.vae}, done.history, done.steps)
+
+
+def _freeze_encoder(model: Any) -> None:
+    for part in (model.vae.encoder, model.vae.quant_conv, model.thumbnail):
+        part.requires_grad_(False)
 
 
 def _judge(settings: AutoencoderSettings) -> nn.Module:

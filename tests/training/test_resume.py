@@ -234,3 +234,12 @@ def test_min_snr_weights_only_the_clean_end_less():
     weight = diffusion.loss_weight(schedule, torch.tensor([0, 500, 999]), 5.0)
     assert weight[0] < 0.01 and weight[1] == weight[2] == 1
     assert torch.equal(diffusion.loss_weight(schedule, torch.tensor([0, 999]), 0.0), torch.ones(2))
+
+
+def test_training_only_the_decoder_leaves_every_latent_as_it_was(tmp_path):
+    vae = new_vae("kl")
+    settings = autoencoder.AutoencoderSettings(steps=3, batch=2, rate=1e-2, warmup=0, decoder_only=True)
+    latents, decoder = autoencoder.encode_mean(vae, images(0, 2)), vae.decoder.conv_out.weight.clone()
+    best = autoencoder.train(vae, images, settings, tmp_path).modules["vae"]
+    assert torch.allclose(autoencoder.encode_mean(best, images(0, 2)), latents, atol=1e-5)
+    assert not torch.equal(best.decoder.conv_out.weight, decoder)
