@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.protocols import Progress, no_progress
 from .groupnorm import quicken
-from .loop import Job, Settings, Trained, accelerator_for, fit, recipe_of
+from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
 
 Images = Callable[[int, int], Tensor]
 """`images(first, count)`: training pictures [count, 3, H, W] in -1 .. 1, the same for the same numbers."""
@@ -129,45 +129,40 @@ def train(
         calm_posterior(vae)
     model = quicken(Autoencoding(vae))
     if settings.decoder_only:
-        _freeze_encoder(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizers: dict[str, Any] = {"vae": torch.optim.AdamW(trained, 1e-4, (0.9, 0.99), weight_decay=0.0)}
-    model, optimizers["vae"] = accelerator.prepare(model, optimizers["vae"])
+        for part in (model.vae.encoder, model.vae.quant_conv, model.thumbnail):
+            part.requires_grad_(False)
     modules: dict[str, Any] = {"vae": model}
     if settings.adversarial:
-        judge = _judge(settings)
-        optimizer = torch.optim.AdamW(judge.parameters(), 1e-4, (0.5, 0.9), weight_decay=0.0)
-        modules["judge"], optimizers["judge"] = accelerator.prepare(judge, optimizer)
-    per_process = settings.batch
+        modules["judge"] = _judge(settings.seed)
+    optimizers: dict[str, Any] = {}
+    for name, betas in (("vae", (0.9, 0.99)), ("judge", (0.5, 0.9))):
+        if name in modules:
+            trained = [p for p in modules[name].parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(trained, 1e-4, betas, weight_decay=settings.weight_decay)
+            modules[name], optimizers[name] = accelerator.prepare(modules[name], optimizer)
     shown: list[Tensor] = []
 
-    def fooling(number: int) -> bool:
-        return bool(settings.adversarial) and number >= settings.adversarial_from
-
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
-        first = (number * accelerator.num_processes + accelerator.process_index) * per_process
-        image = images(first, per_process).to(accelerator.device, memory_format=torch.channels_last)
+        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
+        image = images(first, settings.batch).to(accelerator.device, memory_format=torch.channels_last)
         noise = torch.randn(latent_shape(vae, image), generator=generator).to(image)
         with accelerator.autocast():
-            out, regulariser, thumbnail = model(image, noise)
+            out, regulariser, thumbnail = modules["vae"](image, noise)
         out = out.float()
-        weight = 1.0 if hasattr(vae, "quantize") else settings.kl_weight
-        recon = reconstruction_loss(out, image, settings)
-        loss = recon + weight * regulariser + settings.thumbnail * thumbnail
-        if fooling(number):
-            loss = loss - settings.adversarial * modules["judge"](out).float().mean()
-        _update(accelerator, loss, model, optimizers["vae"], settings.clip)
-        losses = {"reconstruction": recon.item(), "regulariser": regulariser.item(), "thumbnail": thumbnail.item()}
-        if fooling(number):
-            optimizers["judge"].zero_grad()  # what fooling it left there
-            hinge = (
-                F.relu(1 - modules["judge"](image).float()).mean()
-                + F.relu(1 + modules["judge"](out.detach()).float()).mean()
-            )
-            _update(accelerator, 0.5 * hinge, modules["judge"], optimizers["judge"], settings.clip)
-            losses["judge"] = hinge.item()
         shown[:] = [torch.cat([image[:1], out.detach()[:1]], -1)]
-        return losses
+        judge = modules.get("judge") if number >= settings.adversarial_from else None
+        weight = 1.0 if hasattr(vae, "quantize") else settings.kl_weight
+        reconstruction = reconstruction_loss(out, image, settings)
+        loss = reconstruction + weight * regulariser + settings.thumbnail * thumbnail
+        if judge is not None:
+            loss = loss - settings.adversarial * judge(out).float().mean()
+        descend(accelerator, loss, modules["vae"], [optimizers["vae"]], settings.clip)
+        parts = {"reconstruction": reconstruction, "regulariser": regulariser, "thumbnail": thumbnail}
+        if judge is not None:
+            optimizers["judge"].zero_grad()  # what fooling it left there
+            parts["judge"] = F.relu(1 - judge(image)).float().mean() + F.relu(1 + judge(out.detach())).float().mean()
+            descend(accelerator, 0.5 * parts["judge"], judge, [optimizers["judge"]], settings.clip)
+        return {name: value.item() for name, value in parts.items()}
 
     def preview() -> Tensor | None:
         return ((shown[0][0] + 1) / 2).clamp(0, 1).cpu() if shown else None
@@ -179,23 +174,10 @@ def train(
     return Trained({"vae": best.vae}, done.history, done.steps)
 
 
-def _freeze_encoder(model: Any) -> None:
-    for part in (model.vae.encoder, model.vae.quant_conv, model.thumbnail):
-        part.requires_grad_(False)
-
-
-def _judge(settings: AutoencoderSettings) -> nn.Module:
+def _judge(seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         return PatchDiscriminator()
-
-
-def _update(accelerator: Any, loss: Tensor, module: nn.Module, optimizer: Any, clip: float) -> None:
-    accelerator.backward(loss)
-    if clip:
-        accelerator.clip_grad_norm_(module.parameters(), clip)
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def latent_shape(vae: nn.Module, image: Tensor) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.protocols import Progress, no_progress
 from ..core.schedule import NoiseSchedule
 from .groupnorm import quicken
-from .loop import Job, Settings, Trained, accelerator_for, fit, recipe_of
+from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
 
 Examples = Callable[[int, int], tuple[Tensor, Tensor]]
 """`examples(first, count)`: scaled latents [count, C, h, w] and token ids [count, L], the same for the same
@@ -91,11 +91,10 @@ def train(
     """
     accelerator = accelerator_for(settings)
     model = quicken(Denoiser(unet, text_encoder))
-    groups = [{"params": list(unet.parameters())}]
-    text = {"params": list(text_encoder.parameters())}
+    decay = settings.weight_decay
     optimizers: dict[str, Any] = {
-        "unet": torch.optim.AdamW(groups, 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay),
-        "text": torch.optim.AdamW([text], 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay),
+        "unet": torch.optim.AdamW(unet.parameters(), 1e-4, (0.9, 0.99), weight_decay=decay),
+        "text": torch.optim.AdamW(text_encoder.parameters(), 1e-4, (0.9, 0.99), weight_decay=decay),
     }
     model, optimizers["unet"], optimizers["text"] = accelerator.prepare(model, optimizers["unet"], optimizers["text"])
 
@@ -112,12 +111,7 @@ def train(
             out = model(z_t, t.to(accelerator.device), ids)
         error = (out.float().cpu() if z_0.device != out.device else out.float()) - eps
         loss = (loss_weight(schedule, t, settings.min_snr) * error.square().mean((1, 2, 3))).mean()
-        accelerator.backward(loss)
-        if settings.clip:
-            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
-        for optimizer in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad()
+        descend(accelerator, loss, model, optimizers.values(), settings.clip)
         return {"loss": loss.item()}
 
     rates = {"unet": 1.0, "text": settings.text_rate}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,7 @@ class Job:
     """What a trainer hands to `fit`.
 
     `modules` are trained and saved under their names, each with an average of its weights unless it is in
-    `unaveraged`. `optimizers` are stepped by `step(number, generator)`, which returns the losses to record (floats).
-    `after(optimizer)` is the loop's own update: the trainer calls `accelerator.backward` and then `update(optimizer
-    name)`.
+    `unaveraged`. `step(number, generator)` does one update with its `optimizers` and returns the losses to record.
     """
 
     modules: dict[str, nn.Module]
@@ -102,6 +100,16 @@ def accelerator_for(settings: Settings) -> Any:
     from accelerate import Accelerator
 
     return Accelerator(mixed_precision=settings.precision)
+
+
+def descend(accelerator: Any, loss: Tensor, module: nn.Module, optimizers: Iterable[Any], clip: float) -> None:
+    """One update: backward, gradient clipping (0 for none), step."""
+    accelerator.backward(loss)
+    if clip:
+        accelerator.clip_grad_norm_(module.parameters(), clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def fit(

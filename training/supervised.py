@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.protocols import Progress, no_progress
 from .groupnorm import quicken
-from .loop import Job, Settings, Trained, accelerator_for, fit, recipe_of
+from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
 
 Loss = Callable[[nn.Module, int, int, torch.Generator], Tensor]
 """`loss(network, first, count, generator)`: the loss on the examples first .. first + count - 1."""
@@ -37,11 +37,7 @@ def train(
         first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
         with accelerator.autocast():
             value = loss(model, first, settings.batch, generator)
-        accelerator.backward(value)
-        if settings.clip:
-            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(accelerator, value, model, [optimizer], settings.clip)
         return {"loss": value.item()}
 
     job = Job({"network": model}, {"network": optimizer}, step, recipe_of(settings, **(recipe or {})))
