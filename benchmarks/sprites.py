@@ -20,6 +20,7 @@ def run(
     quick: bool = False,
     folder: str | Path = release.MODEL,
     images: int | None = None,
+    steps: int = 50,
 ) -> dict[str, Any]:
     """The figures of `velatura bench sprites`. `quick` takes fewer pictures; their number is among the figures.
 
@@ -40,7 +41,7 @@ def run(
 
     scenes = [sprites.draw(measure.HELD_OUT, part, 8).captions for part in torch.arange(count).split(64)]
     prompts = [caption for part in scenes for caption in part]
-    made = measure.generate(model, text, codec, prompts, seed=0, progress=progress)
+    made = measure.generate(model, text, codec, prompts, seed=0, steps=steps, progress=progress)
     verdict = measure.judge(judge, made, kind, colour, place)
     figures |= {"accuracy_kind": verdict.kind, "accuracy_colour": verdict.colour, "accuracy_background": verdict.place}
     truth = measure.judge(judge, pictures, kind, colour, place).features

@@ -105,6 +105,27 @@ def test_finished_runs_become_a_model_that_the_host_loads_and_draws_with(runs, t
     assert verdict.kind.shape == (2, classifier.NO_OBJECT + 1) and verdict.features.isfinite().all()
 
 
+def test_the_benchmark_reports_every_figure(runs, tmp_path):
+    from velatura.benchmarks import sprites
+
+    release.release(runs[0], tmp_path / "model")
+    figures = sprites.run(quick=True, folder=tmp_path / "model", images=6, steps=2)
+    assert set(figures) >= {
+        "autoencoder_psnr",
+        "autoencoder_ssim",
+        "accuracy_kind",
+        "accuracy_colour",
+        "accuracy_background",
+        "classifier_accuracy_real",
+        "fid",
+        "fid_real",
+        "seconds_per_image_20_steps",
+        "model_megabytes",
+        "samples_per_second",
+    }
+    assert all(value == value for value in figures.values())
+
+
 def test_a_model_of_two_autoencoders_is_not_released(runs, tmp_path):
     folder, _ = runs
     tensors, note = checkpoint.read_tensors(folder / "diffusion" / recipes.RESULT)
