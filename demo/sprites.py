@@ -74,11 +74,11 @@ def draw(
             raise ValueError(f"{name}: expected 0 .. {len(choices) - 1}, got {value}")
         drawn = (u[:, column] * len(choices)).long()
         attributes.append(drawn if value is None else torch.full_like(drawn, value))
-    parts = [
-        _chunk(u[at : at + CHUNK].to(device), [a[at : at + CHUNK] for a in attributes], size)
-        for at in range(0, len(indices), CHUNK)
-    ]
-    pictures = [torch.cat(column) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True)]
+    # Chunks are drawn straight into their place: joining them afterwards took two fifths of the time.
+    pictures = [torch.empty(len(indices), *shape, device=device, dtype=kind) for shape, kind in _pictures(size)]
+    for at in range(0, len(indices), CHUNK):
+        part = slice(at, at + CHUNK)
+        _chunk(u[part].to(device), [a[part] for a in attributes], [picture[part] for picture in pictures], size)
     rows = list(zip(*(a.tolist() for a in attributes), (u[:, 4] * captions.TEMPLATES).long().tolist(), strict=True))
     fields: list[Any] = [
         *(a.to(device) for a in attributes),
@@ -104,12 +104,18 @@ def _scramble(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
 
 
-def _chunk(u: Tensor, attributes: list[Tensor], size: int) -> tuple[Tensor, ...]:
-    """(foreground, lit_foreground, background, shade, blend, points, semantic) of one chunk."""
+def _pictures(size: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of foreground, lit_foreground, background, shade, blend, points, semantic."""
+    shapes = [(4, size, size), (4, size, size), (3, size, size), (3, size, size), (3, size, size), (5, 2)]
+    return [*((shape, torch.float32) for shape in shapes), ((size, size), torch.long)]
+
+
+def _chunk(u: Tensor, attributes: list[Tensor], pictures: list[Tensor], size: int) -> None:
+    """Draw some scenes into `pictures`, in the order of `_pictures`."""
+    foreground, lit, background, shade, blend, points, semantic = pictures
     kind, colour, place, side = attributes
     n, device = len(u), u.device
     grid = (torch.arange(size, device=device) + 0.5) / size
-    background = torch.empty(n, 3, size, size, device=device)
     ground = torch.empty(n, size, size, device=device)
     for value in place.unique().tolist():
         rows = torch.nonzero(place == value)[:, 0].to(device)
@@ -126,10 +132,7 @@ def _chunk(u: Tensor, attributes: list[Tensor], size: int) -> tuple[Tensor, ...]
 
     radius = 0.24 + 0.08 * u[:, 5]
     centre_x, centre_y = 0.5 + 0.20 * (u[:, 6] - 0.5), 0.46 + 0.10 * (u[:, 7] - 0.5)
-    shade = _shade(grid, kind, hue, direction, radius, centre_x, centre_y)
-    foreground = torch.empty(n, 4, size, size, device=device)
-    lit = torch.empty_like(foreground)
-    points = torch.empty(n, 5, 2, device=device)
+    shade[:] = _shade(grid, kind, hue, direction, radius, centre_x, centre_y)
     for value in kind.unique().tolist():
         rows = torch.nonzero(kind == value)[:, 0].to(device)
         what = OBJECTS[value]
@@ -142,9 +145,10 @@ def _chunk(u: Tensor, attributes: list[Tensor], size: int) -> tuple[Tensor, ...]
         foreground[rows] = _colour(what, look, facing, 1.0, torch.tensor([[0.66, 0.40]], device=device))
         lit[rows] = _colour(what, look, facing, tint[rows], strength[rows])
         points[rows] = size * _place_points(what, tilt, radius[rows], centre_x[rows], centre_y[rows])
-    blend = torch.lerp((background * shade).clamp(0, 1), lit[:, :3], lit[:, 3:])
-    classes = torch.where(foreground[:, 3] >= 0.25, kind.to(device)[:, None, None] + 2, (ground > 0.5).long())
-    return foreground, lit, background, shade, blend, points, classes
+    torch.lerp((background * shade).clamp_(0, 1), lit[:, :3], lit[:, 3:], out=blend)
+    semantic[:] = ground > 0.5
+    shown = foreground[:, 3] >= 0.25
+    torch.where(shown, kind.to(device)[:, None, None] + 2, semantic, out=semantic)
 
 
 def _frame(x: Tensor, y: Tensor, tilt: Tensor, pixel: Tensor, u: Tensor, light: Tensor, hue: Tensor) -> Frame:
