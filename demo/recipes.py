@@ -170,7 +170,7 @@ def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, r
     scale = kept_scale if r.decoder_only else autoencoding.scaling_factor(latents)
     note = {"scaling_factor": scale, "factor": r.factor, "regulariser": r.regulariser, "steps": done.steps}
     _finish(folder, done, best, note)
-    report.save_png(report.sheet((torch.cat([seen[:16], out.cpu()]) + 1) / 2, 8), folder / "samples.png")
+    report.save_picture(report.sheet((torch.cat([seen[:16], out.cpu()]) + 1) / 2, 8), folder / "samples.png")
     return {"scaling_factor": scale}
 
 

@@ -49,10 +49,11 @@ def sheet(images: Tensor, columns: int) -> Tensor:
     return padded.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
 
 
-def save_png(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """A picture [3, H, W] in 0 .. 1."""
+def save_picture(image: Tensor, path: str | os.PathLike[str]) -> None:
+    """A picture [3, H, W] in 0 .. 1, as JPEG where the name says so and PNG otherwise."""
     from PIL import Image
 
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    jpeg = str(path).lower().endswith((".jpg", ".jpeg"))
     with whole(path) as scratch:
-        Image.fromarray(pixels).save(scratch, format="PNG")
+        Image.fromarray(pixels).save(scratch, format="JPEG" if jpeg else "PNG", quality=88)
