@@ -23,6 +23,8 @@ from . import architecture, classifier, data, sprites
 
 FOLDER = Path(__file__).parent / "recipes"
 RESULT = "result.safetensors"
+MODEL = Path(__file__).parent / "models" / "sprites"
+SHIPPED = "shipped"  # in a recipe, the model that ships in place of a run
 
 
 class RecipeError(ValueError):
@@ -48,6 +50,7 @@ class AutoencoderRecipe(autoencoding.AutoencoderSettings):
 @dataclass(frozen=True)
 class DiffusionRecipe(diffusion.DiffusionSettings):
     autoencoder: str = "autoencoder"
+    start_from: str = ""
     scenes: int = 16384
     scenes_seed: int = 1
     bare: float = 0.1
@@ -55,6 +58,8 @@ class DiffusionRecipe(diffusion.DiffusionSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _share("bare", self.bare)
+        if self.start_from not in ("", SHIPPED):
+            raise ValueError(f"start_from: expected {SHIPPED!r} or nothing, got {self.start_from!r}")
         if self.scenes < 1:
             raise ValueError(f"scenes: expected at least 1, got {self.scenes}")
 
@@ -137,8 +142,26 @@ def load(path: str | os.PathLike[str]) -> Recipe:
         raise RecipeError(f"{path}: {error}") from error
 
 
+def shipped(folder: str | os.PathLike[str] = MODEL) -> tuple[dict[str, nn.Module], float]:
+    """The shipped `unet`, `text_encoder` and `vae` in float32, and the scaling factor: where more training may start.
+
+    FileNotFoundError if the model is not there.
+    """
+    from ..hosts import load as load_host
+
+    model, text, codec = load_host("diffusers").load_folder(folder)
+    modules = {"unet": model.unet, "text_encoder": text.towers[0].encoder, "vae": codec.vae}
+    return {name: module.float().cpu() for name, module in modules.items()}, codec.scaling_factor
+
+
 def trained_autoencoder(folder: str | os.PathLike[str]) -> tuple[nn.Module, float]:
-    """The averaged autoencoder of a run and its scaling factor. CheckpointError if the run has no result."""
+    """The averaged autoencoder of a run and its scaling factor; "shipped" for a run is the shipped one.
+
+    CheckpointError if the run has no result.
+    """
+    if Path(folder).name == SHIPPED:
+        modules, scale = shipped()
+        return modules["vae"].eval().requires_grad_(False), scale
     tensors, note = read_tensors(Path(folder, RESULT))
     vae = _new_autoencoder(note.get("factor", 8), note.get("regulariser", "kl"), 0)
     try:
@@ -176,7 +199,9 @@ def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, r
 
 def _train_diffusion(r: DiffusionRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
     vae, scale = trained_autoencoder(folder.parent / r.autoencoder)
-    modules = architecture.new_modules(r.seed)
+    modules = shipped()[0] if r.start_from else architecture.new_modules(r.seed)
+    for name in ("unet", "text_encoder"):
+        modules[name].train().requires_grad_(True)
     share = this_process()
     scenes = {"seed": r.scenes_seed, "count": r.scenes, "bare": r.bare}
     data.encode_blocks(vae, folder / "latents", **scenes, process=share[:2], progress=progress)

@@ -13,7 +13,7 @@ from ..training import report
 from ..training.checkpoint import CheckpointError, read_tensors
 from . import architecture, captions, classifier, measure, recipes, sprites
 
-MODEL = Path(__file__).parent / "models" / "sprites"
+MODEL = recipes.MODEL
 
 
 def release(

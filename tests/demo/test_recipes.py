@@ -105,6 +105,17 @@ def test_finished_runs_become_a_model_that_the_host_loads_and_draws_with(runs, t
     assert verdict.kind.shape == (2, classifier.NO_OBJECT + 1) and verdict.features.isfinite().all()
 
 
+def test_more_training_may_start_from_the_shipped_model(runs, tmp_path, monkeypatch):
+    release.release(runs[0], tmp_path / "model")
+    monkeypatch.setattr(recipes.shipped, "__defaults__", (tmp_path / "model",))
+    fields = 'autoencoder = "shipped"\nstart_from = "shipped"\nbatch = 1\nscenes = 2\nrate = 1e-9'
+    told = recipes.run(write(tmp_path, f'kind = "diffusion"\nsteps = 1\n{fields}'), folder=tmp_path / "more")
+    assert told["steps"] == 1
+    before, _ = checkpoint.read_tensors(runs[0] / "diffusion" / recipes.RESULT)
+    after, _ = checkpoint.read_tensors(tmp_path / "more" / recipes.RESULT)
+    assert all(torch.allclose(after[key].float(), before[key].float(), atol=2e-3) for key in before)
+
+
 def test_the_benchmark_reports_every_figure(runs, tmp_path):
     from velatura.benchmarks import sprites
 
