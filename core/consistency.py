@@ -69,7 +69,8 @@ def lcm_timesteps(
         )
     if grid == "paper":
         return origin.flip(0)[:: len(origin) // steps][:steps]
-    chosen = torch.arange(steps, dtype=torch.float64) * len(origin) / steps
+    # The quotient first, as there: its rounding decides where a step falls between two of the grid.
+    chosen = torch.arange(steps, dtype=torch.float64) * (len(origin) / steps)
     return origin.flip(0)[chosen.floor().long()]
 
 
