@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test asserts a time. CI looks at the same examples each time; everybody else's machine at new ones.
+settings.register_profile("velatura", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("velatura")
 
 SHIPPED = Path(__file__).resolve().parent.parent / "demo" / "models" / "sprites"
 
@@ -42,7 +47,7 @@ def comfyui() -> Path:
     """ComfyUI in this process, on the CPU; its folder. It is left on the import path: it imports lazily too.
 
     Run pytest with the Python of ComfyUI's own environment, after `pip install --no-deps -e .` and
-    `pip install diffusers pytest pytest-timeout` there:
+    `pip install diffusers pytest pytest-timeout hypothesis` there:
 
         COMFYUI_PATH=path/to/ComfyUI path/to/its/python -m pytest tests/comfyui tests/hosts
     """
