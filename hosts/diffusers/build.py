@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,4 +80,3 @@ def save_folder(
             if old.is_dir():
                 os.replace(old, Path(scratch, f"old-{item.name}"))
             os.replace(item, old)
-    shutil.rmtree(scratch, ignore_errors=True)
