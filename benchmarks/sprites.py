@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..core import metrics
 from ..core.protocols import Progress, no_progress
 from ..demo import classifier, measure, release, sprites
 
@@ -57,8 +58,8 @@ def _autoencoder(codec: Any, pictures: torch.Tensor) -> dict[str, float]:
     """Mean PSNR and SSIM of reconstructions."""
     out = torch.cat([(codec.decode(codec.encode(part * 2 - 1)) + 1) / 2 for part in pictures.split(16)])
     return {
-        "autoencoder_psnr": float(measure.psnr(out, pictures).mean()),
-        "autoencoder_ssim": float(measure.ssim(out, pictures).mean()),
+        "autoencoder_psnr": float(metrics.psnr(out, pictures).mean()),
+        "autoencoder_ssim": float(metrics.ssim(out, pictures).mean()),
     }
 
 

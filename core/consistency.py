@@ -18,6 +18,14 @@ from .schedule import NoiseSchedule
 
 Grid = Literal["paper", "diffusers"]
 
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""`denoise(x, sigma)`: x_0 from the variance-exploding x = x_0 + sigma eps, prompts and guidance included."""
+
+Steps = Callable[[NoiseSchedule, Denoise, Tensor, Tensor, Callable[[], Tensor], Callable[[int, Tensor], None]], Tensor]
+"""`steps(schedule, denoise, x, sigmas, draw, report) -> x`: a sampling loop as hosts run it, in sigma space. x is at
+sigmas[0] when it starts and at sigmas[-1] when it returns; `draw()` gives fresh normal noise like x; `report(i, x_0)`
+is called once in each step."""
+
 
 def boundary_scalings(t: Tensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> tuple[Tensor, Tensor]:
     """c_skip(t) and c_out(t), float64, shape of `t`: 1, 0 at t = 0 and nearly 0, 1 after (LCM, Section 3, Appendix D).

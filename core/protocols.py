@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .lora import LowRankDeltas
 from .schedule import NoiseSchedule
@@ -109,6 +109,12 @@ class LatentModel(Protocol):
     def differentiable(self) -> AbstractContextManager[None]:
         """While open, `predict_noise` may be differentiated with respect to x and the condition. Outside, no gradient
         is promised. The network's own parameters never require one."""
+        ...
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The network's linear layers and convolutions, which a LoRA may change, by diffusers' module name with dots as
+        underscores ("down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"): the name in a kohya file after
+        `lora_unet_`. For trainers, which hook onto them while `differentiable` is open."""
         ...
 
     def with_lora(self, deltas: LowRankDeltas, strength: float = 1.0) -> LatentModel:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.ddim import ddim_sample, ddim_timesteps
@@ -23,29 +22,6 @@ class Judged(NamedTuple):
     colour: float
     place: float
     features: Tensor
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures in 0 .. 1, [B]."""
-    return -10 * torch.log10((a - b).square().flatten(1).mean(1).clamp(min=1e-10))
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity [B] of pictures [B, C, H, W] in 0 .. 1 (Wang et al. 2004: Gaussian window 11, sigma
-    1.5)."""
-    offset = torch.arange(11, dtype=a.dtype) - 5
-    line = torch.exp(-(offset**2) / (2 * 1.5**2))
-    window = torch.outer(line, line) / line.sum() ** 2
-    window = window.expand(a.shape[1], 1, 11, 11)
-
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(x, window, groups=x.shape[1])
-
-    ma, mb = mean(a), mean(b)
-    va, vb, cov = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
-    c1, c2 = 0.01**2, 0.03**2
-    value = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    return value.flatten(1).mean(1)
 
 
 def frechet(a: Tensor, b: Tensor) -> float:

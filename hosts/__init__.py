@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
+from ..core.consistency import Steps
 from ..core.lora import LowRankDeltas
 from ..core.protocols import Condition, LatentCodec, LatentModel, Progress, TextEncoder
 
@@ -45,6 +49,35 @@ class Host(Protocol):
 
     def load_folder(self, folder: str | os.PathLike[str]) -> tuple[Any, Any, Any]:
         """A diffusers-format model folder as native MODEL, CLIP, VAE."""
+        ...
+
+    def with_guidance(self, model: Any, projection: Tensor, omega: float) -> Any:
+        """A new MODEL whose network takes omega as LCM's guidance embedding, in every sampler: `projection` [C, W] is
+        the file's `cond_proj` weight, C the width of the timestep embedding. ValueError if it does not fit."""
+        ...
+
+    def sampler(self, name: str, steps: Steps) -> Any:
+        """The engine's sampling loop as a SAMPLER, for the host's own sampling nodes."""
+        ...
+
+    def sample(
+        self, model: Any, sampler: Any, sigmas: Tensor, positive: Any, negative: Any, cfg: float,
+        latent: dict[str, Any], seed: int,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+        """What the host's SamplerCustom does, noise from `seed` added: (LATENT at the last level, LATENT of the last
+        x_0). Masks, batches, previews and the user's cancel are the host's."""
+        ...
+
+    def models(self, kind: str) -> list[str]:
+        """The names of the user's model files of a kind ("checkpoints", "loras", ...), for a combo."""
+        ...
+
+    def model_file(self, kind: str, name: str) -> Path:
+        """The path of one of `models(kind)`. FileNotFoundError says where it was looked for."""
+        ...
+
+    def folder(self, kind: str) -> Path:
+        """Where new files go: "output", "temp", or a kind of model. It need not exist yet."""
         ...
 
     def progress(self, total: int) -> Progress:

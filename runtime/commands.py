@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..hosts.folders import Folders, using
 from . import bars, widgets
 from .cli import say
-from .folders import Folders, using
 from .problems import WorkflowError, did_you_mean
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -123,7 +123,7 @@ def _terms(type_: Any, options: Mapping[str, Any], required: bool) -> str:
 
 def bench(name: str, show: bool) -> dict[str, Any]:
     """Run benchmarks/NAME.py and keep its figures in benchmarks/results/NAME.json."""
-    from .files import whole_file
+    from ..hosts.files import whole_file
 
     known = [each.name for each in pkgutil.iter_modules([str(BENCHMARKS)]) if not each.name.startswith("_")]
     module = importlib.import_module(f"...benchmarks.{name}", __name__) if name in known else None

@@ -14,11 +14,11 @@ from typing import Any
 
 from ..core.protocols import Progress
 from ..hosts import running
+from ..hosts.folders import Folders, using
 from ..hosts.running import Interrupted
 from ..hosts.schema import ComfyNode, FolderType, Hidden, NodeOutput, Schema
 from ..hosts.ui import PreviewImage
 from . import graph
-from .folders import Folders, using
 from .registry import Nodes
 from .validate import overrides
 

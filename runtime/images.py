@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..hosts.files import whole_file
+from ..hosts.folders import folders
 from ..hosts.schema import FolderType
 from ..hosts.ui import SavedResult
-from .files import whole_file
-from .folders import folders
 
 if TYPE_CHECKING:
     import numpy as np

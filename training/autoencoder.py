@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.metrics import ssim
 from ..core.protocols import Progress, no_progress
 from .groupnorm import quicken
 from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
@@ -27,21 +28,31 @@ Images = Callable[[int, int], Tensor]
 class AutoencoderSettings(Settings):
     """`kl_weight` on the KL term (none for a codebook); `mse` and `edges` weigh the squared error and the error of
     the picture's differences beside L1, `thumbnail` the latent's own account of the colours (see Autoencoding),
-    `chroma` the same errors of the colour differences; `adversarial` weighs the discriminator from step
-    `adversarial_from` on."""
+    `chroma` the same errors of the colour differences, `similarity` one minus SSIM; `adversarial` weighs the
+    discriminator from step `adversarial_from` on."""
 
     kl_weight: float = 1e-6
     mse: float = 4.0
     edges: float = 0.3
     chroma: float = 0.5
     thumbnail: float = 0.0
+    similarity: float = 0.0
     adversarial: float = 0.0
     adversarial_from: int = 10_000
     decoder_only: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("kl_weight", "mse", "edges", "chroma", "thumbnail", "adversarial", "adversarial_from"):
+        for name in (
+            "kl_weight",
+            "mse",
+            "edges",
+            "chroma",
+            "thumbnail",
+            "similarity",
+            "adversarial",
+            "adversarial_from",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
@@ -102,7 +113,10 @@ def reconstruction_loss(out: Tensor, image: Tensor, settings: AutoencoderSetting
     colour = torch.stack([red - green, blue - 0.5 * (red + green)])
     loss = error.abs().mean() + settings.mse * error.square().mean()
     loss = loss + settings.chroma * (colour.abs().mean() + settings.mse * colour.square().mean())
-    return loss + settings.edges * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    loss = loss + settings.edges * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    if settings.similarity:
+        loss = loss + settings.similarity * (1 - ssim((out + 1) / 2, (image + 1) / 2).mean())
+    return loss
 
 
 def calm_posterior(vae: Any) -> None:

@@ -3,10 +3,14 @@
 Run on ComfyUI 0.3.64.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
+
+import folder_paths
 
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
@@ -50,6 +54,17 @@ class ComfyHost:
 
     def load_folder(self, folder: str | os.PathLike[str]) -> tuple[Any, Any, Any]:
         return load.load_folder(folder)
+
+    def models(self, kind: str) -> list[str]:
+        return folder_paths.get_filename_list(kind)
+
+    def model_file(self, kind: str, name: str) -> Path:
+        return Path(folder_paths.get_full_path_or_raise(kind, name))
+
+    def folder(self, kind: str) -> Path:
+        if kind in ("output", "temp"):
+            return Path(folder_paths.get_output_directory() if kind == "output" else folder_paths.get_temp_directory())
+        return Path(folder_paths.get_folder_paths(kind)[0])
 
     def progress(self, total: int) -> Progress:
         return progress_bar.progress(total)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
-from .. import running
+from .. import folders, running
 
 if TYPE_CHECKING:
     from .codec import DiffusersCodec
@@ -51,6 +52,16 @@ class DiffusersHost:
         from .checkpoints import load_folder
 
         return load_folder(folder)
+
+    def models(self, kind: str) -> list[str]:
+        return folders.models(kind)
+
+    def model_file(self, kind: str, name: str) -> Path:
+        return folders.model_file(kind, name)
+
+    def folder(self, kind: str) -> Path:
+        here = folders.folders()
+        return here.of(kind) if kind in ("output", "temp") else here.models / kind
 
     def progress(self, total: int) -> Progress:
         return running.progress(total)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...hosts import schema as io
 from ...hosts import ui
-from ..folders import folders
+from ...hosts.folders import folders
 from ..images import save_images
 from ._node import StockNode, size_inputs
 from .resize import CROPS, IMAGE_METHODS, resize

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from ...core.lora import read_lora
 from ...hosts import schema as io
-from ..folders import folders
+from ...hosts.folders import model_file, models
 from ._node import StockNode
-
-# Pickles are listed too: choosing one tells how to convert it.
-_SUFFIXES = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-
-
-def listed(kind: str) -> list[str]:
-    """The models of a kind ("checkpoints", "loras"): files, and diffusers folders among the checkpoints, by their path
-    below the kind's folder. Links are followed."""
-    root = folders().models / kind
-    found: list[Path] = []
-    for folder, inside, files in os.walk(root, followlinks=True):
-        if kind == "checkpoints" and "model_index.json" in files:
-            found.append(Path(folder))
-            inside.clear()
-        else:
-            found += [Path(folder, name) for name in files if Path(name).suffix.lower() in _SUFFIXES]
-    return sorted(each.relative_to(root).as_posix() for each in found)
-
-
-def located(kind: str, name: str) -> Path:
-    """The path of a listed model. FileNotFoundError says where it was looked for."""
-    root = (folders().models / kind).absolute()
-    path = Path(os.path.normpath(root / name))
-    if not name or not path.is_relative_to(root) or not path.exists():
-        raise FileNotFoundError(f"{kind}: there is no {name!r} in {root}; put the file there or choose another")
-    return path
 
 
 def _changed(kind: str, name: str) -> int:
-    return located(kind, name).stat().st_mtime_ns
+    return model_file(kind, name).stat().st_mtime_ns
 
 
 class CheckpointLoaderSimple(StockNode):
@@ -55,7 +27,7 @@ class CheckpointLoaderSimple(StockNode):
             inputs=[
                 io.Combo.Input(
                     "ckpt_name",
-                    options=listed("checkpoints"),
+                    options=models("checkpoints"),
                     tooltip="A .safetensors file, or a diffusers folder, below models/checkpoints.",
                 )
             ],
@@ -71,7 +43,7 @@ class CheckpointLoaderSimple(StockNode):
     def execute(cls, ckpt_name: str) -> io.NodeOutput:
         from ...hosts.diffusers.checkpoints import load
 
-        return io.NodeOutput(*load(located("checkpoints", ckpt_name)))
+        return io.NodeOutput(*load(model_file("checkpoints", ckpt_name)))
 
 
 def _strength(id: str, what: str) -> io.Input:
@@ -81,7 +53,7 @@ def _strength(id: str, what: str) -> io.Input:
 
 
 def _lora_input() -> io.Input:
-    return io.Combo.Input("lora_name", options=listed("loras"), tooltip="A .safetensors file below models/loras.")
+    return io.Combo.Input("lora_name", options=models("loras"), tooltip="A .safetensors file below models/loras.")
 
 
 def _with_lora(model: Any, clip: Any, name: str, strength: float, clip_strength: float) -> tuple[Any, Any]:
@@ -90,7 +62,7 @@ def _with_lora(model: Any, clip: Any, name: str, strength: float, clip_strength:
 
     if strength == 0 and (clip is None or clip_strength == 0):
         return model, clip
-    path = located("loras", name)
+    path = model_file("loras", name)
     try:
         return HOST.with_lora(model, clip, read_lora(read_weights(path)), strength, clip_strength)
     except ValueError as error:

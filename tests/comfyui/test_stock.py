@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from velatura.hosts.diffusers.text import DiffusersText, Tower
-from velatura.runtime.folders import Folders, using
+from velatura.hosts.folders import Folders, using
 from velatura.runtime.stock import NODES, image, latent, mask
 from velatura.runtime.stock.resize import LATENT_METHODS
 

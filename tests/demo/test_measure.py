@@ -3,19 +3,20 @@
 import pytest
 import torch
 
+from velatura.core import metrics
 from velatura.demo import classifier, data, measure, sprites
 
 
 def test_psnr_of_a_known_error():
     a = torch.full((1, 3, 16, 16), 0.5)
-    assert measure.psnr(a, a + 0.1).item() == pytest.approx(20.0, abs=1e-3)
+    assert metrics.psnr(a, a + 0.1).item() == pytest.approx(20.0, abs=1e-3)
 
 
 def test_ssim_is_one_for_the_same_picture_and_falls_with_noise():
     a = sprites.draw(0, range(2), 64).blend
     noisy = a + 0.1 * torch.randn(a.shape, generator=torch.Generator().manual_seed(0))
-    assert measure.ssim(a, a).tolist() == pytest.approx([1, 1])
-    assert (measure.ssim(a, noisy) < 0.8).all()
+    assert metrics.ssim(a, a).tolist() == pytest.approx([1, 1])
+    assert (metrics.ssim(a, noisy) < 0.8).all()
 
 
 def test_frechet_distance_of_gaussians_in_closed_form():

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from velatura.hosts.folders import Folders
 from velatura.hosts.running import Interrupted
 from velatura.runtime import validate
 from velatura.runtime.executor import Executor, NodeError
-from velatura.runtime.folders import Folders
 
 
 def entry(class_, title=None, **inputs):

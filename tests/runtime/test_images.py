@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from velatura.hosts import files
+from velatura.hosts.folders import Folders, folders, using
 from velatura.hosts.schema import FolderType, HiddenHolder
-from velatura.runtime import files, images, workflow
-from velatura.runtime.folders import Folders, folders, using
+from velatura.runtime import images, workflow
 from velatura.runtime.problems import WorkflowError
 
 SAVED = {"nodes": [{"id": 1, "type": "Show", "inputs": []}], "links": [], "version": 0.4}

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from velatura.hosts.diffusers.samplers import SAMPLERS
+from velatura.hosts.folders import Folders, using
 from velatura.hosts.schema import Hidden
-from velatura.runtime.folders import Folders, using
 from velatura.runtime.registry import by_id
 from velatura.runtime.stock import NODES
 from velatura.runtime.stock.resize import CROPS, IMAGE_METHODS, LATENT_METHODS, resize

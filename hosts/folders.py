@@ -1,4 +1,4 @@
-"""Where the runtime reads and writes: input, output, temporary files, models.
+"""Where the embedded runtime reads and writes: input, output, temporary files, models.
 
 A run sets its own with `using`; `folders()` is how a stock node finds them. They live in a context variable, so that
 two runs in one process do not see each other's.
@@ -53,3 +53,30 @@ def using(chosen: Folders) -> Iterator[Folders]:
         yield chosen
     finally:
         _current.reset(token)
+
+
+# Pickles are listed too: choosing one tells how to convert it.
+_SUFFIXES = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+
+
+def models(kind: str) -> list[str]:
+    """The models of a kind ("checkpoints", "loras"): files, and diffusers folders among the checkpoints, by their path
+    below the kind's folder. Links are followed."""
+    root = folders().models / kind
+    found: list[Path] = []
+    for folder, inside, files in os.walk(root, followlinks=True):
+        if kind == "checkpoints" and "model_index.json" in files:
+            found.append(Path(folder))
+            inside.clear()
+        else:
+            found += [Path(folder, name) for name in files if Path(name).suffix.lower() in _SUFFIXES]
+    return sorted(each.relative_to(root).as_posix() for each in found)
+
+
+def model_file(kind: str, name: str) -> Path:
+    """The path of a listed model. FileNotFoundError says where it was looked for."""
+    root = (folders().models / kind).absolute()
+    path = Path(os.path.normpath(root / name))
+    if not name or not path.is_relative_to(root) or not path.exists():
+        raise FileNotFoundError(f"{kind}: there is no {name!r} in {root}; put the file there or choose another")
+    return path
