@@ -11,10 +11,10 @@ from .guidance import guide
 from .protocols import Condition, LatentModel, Progress, no_progress
 from .schedule import NoiseSchedule
 
+Spacing = Literal["leading", "trailing", "linspace"]
 
-def ddim_timesteps(
-    count: int, steps: int, spacing: Literal["leading", "trailing", "linspace"] = "leading", offset: int = 1
-) -> Tensor:
+
+def ddim_timesteps(count: int, steps: int, spacing: Spacing = "leading", offset: int = 1) -> Tensor:
     """`steps` of the timesteps 0 .. count-1, falling, long [steps] (the spacings of Lin et al. 2024, Table 2).
 
     "leading" (with `offset`) is Stable Diffusion's; "trailing" starts at the last timestep. ValueError unless

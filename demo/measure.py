@@ -3,13 +3,14 @@ features."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.ddim import ddim_sample, ddim_timesteps
-from ..core.protocols import LatentCodec, LatentModel, Progress, TextEncoder, no_progress
+from ..core.ddim import Spacing, ddim_sample, ddim_timesteps
+from ..core.protocols import Condition, LatentCodec, LatentModel, Progress, TextEncoder, no_progress
 from . import classifier, data, sprites
 
 HELD_OUT = 777_000  # seed of the scenes that nothing was trained on
@@ -46,7 +47,53 @@ def judge(model: classifier.Classifier, images: Tensor, kind: Tensor, colour: Te
     )
 
 
+Sample = Callable[[Tensor, Condition, Condition, int], Tensor]
+"""`sample(noise, condition, null, first)`: latents from noise [B, C, h, w], for the prompts from number `first` on."""
+
+
+def by_ddim(model: LatentModel, steps: int, guidance: float, spacing: Spacing = "leading") -> Sample:
+    """DDIM with classifier-free guidance."""
+    timesteps = ddim_timesteps(len(model.schedule), steps, spacing)
+
+    def sample(noise: Tensor, condition: Condition, null: Condition, first: int) -> Tensor:
+        return ddim_sample(model, noise, condition, null, w=guidance, timesteps=timesteps)
+
+    return sample
+
+
 @torch.no_grad()
+def pictures(
+    model: LatentModel,
+    text: TextEncoder,
+    codec: LatentCodec,
+    prompts: list[str],
+    sample: Sample,
+    *,
+    seed: int,
+    size: int = 128,
+    batch: int = 16,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """A picture [3, S, S] in 0 .. 1 for each prompt. Noise is drawn by prompt number: batches do not matter."""
+    side = size // codec.factor
+    shape = (model.latent_channels, side, side)
+    null = text.encode([""])
+    images: list[Tensor] = []
+    for at in range(0, len(prompts), batch):
+        part = prompts[at : at + batch]
+        noise = torch.stack([numbered_noise(shape, seed + at + n) for n in range(len(part))]).to(model.device)
+        repeated = null.with_embedding(null.embedding.expand(len(part), -1, -1))
+        latent = sample(noise, text.encode(part), repeated, at)
+        images.append((codec.decode(latent).float().cpu() + 1) / 2)
+        progress(min(at + batch, len(prompts)), len(prompts), images[-1][0])
+    return torch.cat(images)
+
+
+def numbered_noise(shape: tuple[int, ...], number: int) -> Tensor:
+    """Standard normal noise that depends on its number alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(number))
+
+
 def generate(
     model: LatentModel,
     text: TextEncoder,
@@ -56,30 +103,10 @@ def generate(
     seed: int,
     steps: int = 50,
     guidance: float = 5.0,
-    size: int = 128,
-    batch: int = 16,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """A picture [3, S, S] in 0 .. 1 for each prompt, by DDIM. Noise is drawn by prompt number: batches do not
-    matter."""
-    side = size // codec.factor
-    shape = (model.latent_channels, side, side)
-    noise = torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(seed + n)) for n in range(len(prompts))]
-    )
-    timesteps = ddim_timesteps(len(model.schedule), steps)
-    null = text.encode([""])
-    images: list[Tensor] = []
-    for at in range(0, len(prompts), batch):
-        part = prompts[at : at + batch]
-        condition = text.encode(part)
-        repeated = null.with_embedding(null.embedding.expand(len(part), -1, -1))
-        latent = ddim_sample(
-            model, noise[at : at + batch].to(model.device), condition, repeated, w=guidance, timesteps=timesteps
-        )
-        images.append((codec.decode(latent).float().cpu() + 1) / 2)
-        progress(min(at + batch, len(prompts)), len(prompts), images[-1][0])
-    return torch.cat(images)
+    """`pictures` by DDIM."""
+    return pictures(model, text, codec, prompts, by_ddim(model, steps, guidance), seed=seed, progress=progress)
 
 
 def real(seed: int, count: int, bare: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
