@@ -103,10 +103,10 @@ def generate(
     seed: int,
     steps: int = 50,
     guidance: float = 5.0,
-    progress: Progress = no_progress,
+    **options: Any,
 ) -> Tensor:
     """`pictures` by DDIM."""
-    return pictures(model, text, codec, prompts, by_ddim(model, steps, guidance), seed=seed, progress=progress)
+    return pictures(model, text, codec, prompts, by_ddim(model, steps, guidance), seed=seed, **options)
 
 
 def real(seed: int, count: int, bare: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
