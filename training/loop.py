@@ -95,11 +95,15 @@ def generator_at(seed: int, step: int, process: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + process)
 
 
-def accelerator_for(settings: Settings) -> Any:
-    """accelerate's Accelerator: device, processes and mixed precision are its business."""
+def accelerator_for(settings: Settings, *, cpu: bool = False) -> Any:
+    """accelerate's Accelerator: device, processes and mixed precision are its business. `cpu` keeps off a GPU."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
-    return Accelerator(mixed_precision=settings.precision)
+    # Its state is the whole process's: an earlier run's precision or device would be held against this one.
+    alone = AcceleratorState().num_processes == 1 if AcceleratorState._shared_state else False
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    return Accelerator(mixed_precision=settings.precision, cpu=cpu)
 
 
 def descend(accelerator: Any, loss: Tensor, module: nn.Module, optimizers: Iterable[Any], clip: float) -> None:

@@ -18,12 +18,12 @@ import comfy.model_management
 import comfy.model_sampling
 import torch
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.lora import LowRankDeltas
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.schedule import NoiseSchedule
-from . import autograd, lora, unet
+from . import autograd, guidance, lora, unet
 
 PIXELS = 8
 """Image pixels for each latent, for networks that are told the size of the picture (SDXL)."""
@@ -65,7 +65,7 @@ class ComfyModel:
     def predict_noise(
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance_embedding: Tensor | None = None
     ) -> Tensor:
-        if guidance_embedding is not None:
+        if guidance_embedding is not None and guidance.projection_of(self.native) is None:
             raise ValueError("guidance_embedding: this network has no guidance input (no time_embedding.cond_proj)")
         if self._differentiable:
             x, condition = autograd.thawed(x), _thawed(condition)
@@ -78,12 +78,15 @@ class ComfyModel:
             if not self._differentiable:
                 context.enter_context(torch.no_grad())  # the host's parameters ask for gradients
             self._attach(context, base)
-            x_0 = self._denoise(base, x_ve, sigma, t, condition)
+            omega = None if guidance_embedding is None else torch.as_tensor(guidance_embedding).expand(x.shape[0])
+            x_0 = self._denoise(base, x_ve, sigma, t, condition, omega)
         return ((x_ve - x_0) / column).to(x)
 
-    def _denoise(self, base: Any, x_ve: Tensor, sigma: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def _denoise(
+        self, base: Any, x_ve: Tensor, sigma: Tensor, t: Tensor, condition: Condition, omega: Tensor | None
+    ) -> Tensor:
         """ComfyUI's own denoiser for one condition: x_0 from the variance-exploding latent."""
-        options = self._options(base, sigma, t)
+        options = self._options(base, sigma, t, omega)
         inputs = {name: value.cond for name, value in self._conditions(base, x_ve, condition).items()}
         control = condition.extras.get("control")
         if control is not None:
@@ -146,13 +149,16 @@ class ComfyModel:
             raise ValueError("condition: this network needs a pooled prompt embedding; use its own text encoder")
         return {name: value.process_cond(batch, area=None) for name, value in base.extra_conds(**known).items()}
 
-    def _options(self, base: Any, sigma: Tensor, t: Tensor) -> dict[str, Any]:
+    def _options(self, base: Any, sigma: Tensor, t: Tensor, omega: Tensor | None) -> dict[str, Any]:
         """This call's own transformer options: the model's, what ComfyUI's samplers tell patches, and ours."""
         options = {**self.native.model_options["transformer_options"], "sigmas": sigma}
         options |= {"cond_or_uncond": [0], "uuids": [uuid.uuid4()]}
         wrappers = {kind: dict(by_key) for kind, by_key in self.native.wrappers.items()}
         if t.is_floating_point() and isinstance(base.model_sampling, comfy.model_sampling.ModelSamplingDiscrete):
             wrappers.setdefault(WrappersMP.DIFFUSION_MODEL, {})["velatura.timesteps"] = [_exact_timesteps(t)]
+        projection = guidance.projection_of(self.native)
+        if omega is not None and projection is not None:
+            wrappers[WrappersMP.DIFFUSION_MODEL][guidance.KEY] = [guidance.Guidance(projection, omega)]
         options["wrappers"] = wrappers
         if self._rule is not None:
             present = options.get("patches_replace", {})
@@ -175,6 +181,9 @@ class ComfyModel:
 
     def sites(self) -> tuple[Site, ...]:
         return tuple(site for site, _ in unet.sites_of(unet.unet_of(self.native.model)))
+
+    def layers(self) -> dict[str, nn.Module]:
+        return unet.layers_of(self.native.model)
 
     @contextmanager
     def taps(self, *places: str) -> Iterator[dict[str, Tensor]]:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import comfy.utils
 from comfy.ldm.modules import attention as host_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.protocols import AttentionRule, Site
 
@@ -37,6 +38,19 @@ def unet_of(base: Any) -> UNetModel:
             "Load one of those, or the demo model."
         )
     return unet
+
+
+def layers_of(base: Any) -> dict[str, nn.Module]:
+    """Every linear layer and convolution of BaseModel's UNet, by diffusers' module name with underscores for dots."""
+    modules = dict(unet_of(base).named_modules())
+    names = comfy.utils.unet_to_diffusers(base.model_config.unet_config)
+    found = {
+        theirs.removesuffix(".weight").replace(".", "_"): modules[ours.removesuffix(".weight")]
+        for theirs, ours in names.items()
+        # ComfyUI's table also names layers that this family lacks.
+        if theirs.endswith(".weight") and ours.removesuffix(".weight") in modules
+    }
+    return {name: module for name, module in found.items() if isinstance(module, nn.Linear | nn.Conv2d)}
 
 
 def places_of(unet: UNetModel) -> list[Place]:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.guidance import guidance_scale_embedding
+from ...core.guidance import check_projection, guidance_scale_embedding
 from ...core.lora import LowRankDeltas, diffusers_name
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.schedule import NoiseSchedule, Prediction
-from .merge import merged
+from .merge import merged, twin_of
 
 
 class DiffusersModel:
@@ -28,12 +28,15 @@ class DiffusersModel:
         *,
         scaling_factor: float = 0.18215,
         shift_factor: float = 0.0,
+        omega: float | None = None,
     ) -> None:
         self.unet: Any = unet.eval().requires_grad_(False)
         self.schedule = schedule
         self.prediction: Prediction = prediction
         # Its autoencoder's, as in DiffusersCodec: a sampler node gets a raw LATENT and no VAE.
         self.scaling_factor, self.shift_factor = scaling_factor, shift_factor
+        # The guidance embedding where the caller gives none, as no sampler does.
+        self.omega = omega
 
     def scale(self, raw: Tensor) -> Tensor:
         """A LATENT wire's samples -> scaled latents."""
@@ -72,11 +75,12 @@ class DiffusersModel:
 
     def _guidance(self, omega: Tensor | None, batch: int) -> Tensor | None:
         width = self.unet.config.time_cond_proj_dim
-        if omega is None:
-            return None
-        if width is None:
+        if omega is not None and width is None:
             raise ValueError("guidance_embedding: this network has no guidance input (no time_embedding.cond_proj)")
-        return guidance_scale_embedding(torch.as_tensor(omega).expand(batch), width).to(self.device, self.dtype)
+        if omega is None and self.omega is None:
+            return None
+        omegas = torch.as_tensor(self.omega if omega is None else omega, dtype=torch.float32)
+        return guidance_scale_embedding(omegas.expand(batch), width).to(self.device, self.dtype)
 
     def _added(self, x: Tensor, condition: Condition) -> dict[str, Tensor] | None:
         """SDXL's second condition: the pooled prompt, and six sizes in pixels."""
@@ -125,6 +129,13 @@ class DiffusersModel:
                     found[Site(place, depth, "cross")] = block.attn2
         return found
 
+    def layers(self) -> dict[str, nn.Module]:
+        return {
+            name.replace(".", "_"): module
+            for name, module in self.unet.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+        }
+
     @contextmanager
     def taps(self, *places: str) -> Iterator[dict[str, Tensor]]:
         known = self._places()
@@ -163,6 +174,19 @@ class DiffusersModel:
         layers = self.unet.config.layers_per_block
         names = {name: diffusers_name(name, layers) for name in deltas.of("unet")}
         return self.with_unet(merged(self.unet, {names[n]: low for n, low in deltas.of("unet").items()}, strength))
+
+    def with_guidance(self, projection: Tensor, omega: float) -> DiffusersModel:
+        """A new model whose network takes omega through `projection` [C, W], and this omega where it is given none."""
+        check_projection(projection, self.unet.time_embedding.linear_1.in_features)
+        twin: Any = twin_of(self.unet)
+        weight = nn.Parameter(projection.to(self.device, self.dtype), requires_grad=False)
+        layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False)
+        layer.weight = weight
+        twin.time_embedding.cond_proj = layer
+        twin.register_to_config(time_cond_proj_dim=weight.shape[1])
+        other = self.with_unet(twin)
+        other.omega = omega
+        return other
 
     def with_unet(self, unet: nn.Module) -> DiffusersModel:
         """The same model around another network."""
