@@ -50,9 +50,14 @@ def consistency_function(
     `x_t`, `eps` [B, ...]; `t` scalar or [B]. Networks that predict v or x_0 come here as the eps they imply
     (`NoiseSchedule.to_epsilon`), which is Appendix D's form of f for them.
     """
+    return _bounded(x_t, schedule.x0_from_epsilon(x_t, eps, t), t, sigma_data, timestep_scaling)
+
+
+def _bounded(x_t: Tensor, x_0: Tensor, t: Tensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> Tensor:
+    """c_skip(t) x_t + c_out(t) x_0."""
     shape = (-1,) + (1,) * (x_t.ndim - 1)
     c_skip, c_out = (c.to(x_t).reshape(shape) for c in boundary_scalings(t, sigma_data, timestep_scaling))
-    return c_skip * x_t + c_out * schedule.x0_from_epsilon(x_t, eps, t)
+    return c_skip * x_t + c_out * x_0
 
 
 def lcm_timesteps(
@@ -126,21 +131,76 @@ def consistency_sample(
     for step, (t, s) in enumerate(zip(timesteps, ends, strict=True)):
         at = t.expand(x.shape[0]).to(x.device)
         eps = model.predict_noise(x, at, condition, guidance_embedding=omega)
-        if gamma is None:
-            x_0 = consistency_function(model.schedule, x, eps, at)
-        else:
-            x_0 = model.schedule.x0_from_epsilon(x, eps, at)
-        x_0 = _keep(x_0, known, mask)
+        x_0 = _keep(_clean(x, model.schedule.x0_from_epsilon(x, eps, at), at, gamma), known, mask)
         progress(step + 1, len(timesteps), x_0)
-        if s is None:
-            break
-        if gamma is None:
-            x = model.schedule.add_noise(x_0, draw(), s)
-        else:
-            # The noise that leads from this x_0 to x, so that what is kept stays kept.
-            eps = model.schedule.epsilon_from_x0(x, x_0, at)
-            x = tcd_step(model.schedule, x, eps, t, s, gamma, draw())
+        if s is not None:
+            x = _renoised(model.schedule, x, x_0, t, s, gamma, draw())
     return x_0
+
+
+def consistency_steps(
+    schedule: NoiseSchedule,
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    draw: Callable[[], Tensor],
+    report: Callable[[int, Tensor], None],
+    *,
+    gamma: float | None = None,
+) -> Tensor:
+    """`consistency_sample` as hosts run it: of type `Steps`, in sigma space, one call of `denoise` for each step.
+
+    `sigmas` [n + 1] fall, and normally end in 0; a last level above it leaves noise there. Each stands for the timestep
+    that has this sigma, between two of them where it is none's.
+    """
+    times = _timesteps_of(schedule, sigmas)
+    scales = (1 + sigmas.to(torch.float64) ** 2).sqrt().to(x)  # from variance preserving to variance exploding
+    for step in range(len(sigmas) - 1):
+        x_t = x / scales[step]
+        x_0 = _clean(x_t, denoise(x, sigmas[step]), times[step], gamma)
+        report(step, x_0)
+        if sigmas[step + 1] > 0:
+            x = scales[step + 1] * _renoised(schedule, x_t, x_0, times[step], times[step + 1], gamma, draw())
+        else:
+            x = x_0
+    return x
+
+
+def noise_after_start(x: Tensor, seed: int) -> Callable[[], Tensor]:
+    """Fresh normal noise like `x` [B, C, h, w]: what a generator of this seed gives after the start noise, one draw of
+    this shape, was taken from it. So it is new noise, and what diffusers' pipelines draw.
+
+    On the CPU, so that a seed means the same on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return torch.randn(x.shape, generator=generator).to(x)
+
+    draw()
+    return draw
+
+
+def _timesteps_of(schedule: NoiseSchedule, sigmas: Tensor) -> Tensor:
+    """Fractional timesteps, float64 on the CPU; whole ones where a sigma is a timestep's but for float32 rounding."""
+    times = schedule.timestep(sigmas.cpu())
+    whole = times.round()
+    return torch.where((times - whole).abs() < 1e-3, whole, times)
+
+
+def _clean(x_t: Tensor, x_0: Tensor, t: Tensor, gamma: float | None) -> Tensor:
+    """What a step takes for clean data: an LCM's f; TCD has no boundary scalings."""
+    return _bounded(x_t, x_0, t) if gamma is None else x_0
+
+
+def _renoised(
+    schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor, gamma: float | None, noise: Tensor
+) -> Tensor:
+    """From x_0 as seen at (x_t, t) on to timestep s: x_0 with fresh noise (Algorithm 3), or TCD's step."""
+    if gamma is None:
+        return schedule.add_noise(x_0, noise, s)
+    # The noise that leads from this x_0 to x_t, so that what a mask keeps stays kept.
+    return tcd_step(schedule, x_t, schedule.epsilon_from_x0(x_t, x_0, t), t, s, gamma, noise)
 
 
 def _keep(x_0: Tensor, known: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -32,6 +32,15 @@ def guidance_scale_embedding(omega: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def check_projection(projection: Tensor, channels: int) -> None:
+    """ValueError unless `projection` is a guidance projection [C, W] for timestep embeddings of C = `channels`."""
+    if projection.ndim != 2 or projection.shape[0] != channels or projection.shape[1] % 2 or projection.shape[1] < 4:
+        raise ValueError(
+            f"time_embedding.cond_proj.weight: expected [{channels}, an even width] for this network, got "
+            f"{tuple(projection.shape)}; the file was made for another model family"
+        )
+
+
 def _per_sample(scale: float | Tensor, like: Tensor) -> float | Tensor:
     if isinstance(scale, Tensor):
         return scale.to(like).reshape((-1,) + (1,) * (like.ndim - 1))

@@ -65,7 +65,7 @@ class Host(Protocol):
         latent: dict[str, Any], seed: int,
     ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
         """What the host's SamplerCustom does, noise from `seed` added: (LATENT at the last level, LATENT of the last
-        x_0). Masks, batches, previews and the user's cancel are the host's."""
+        x_0). Masks, batches, previews and the user's cancel are the host's. `negative` may be None at cfg 1."""
         ...
 
     def models(self, kind: str) -> list[str]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from torch import Tensor
 
+from ...core.consistency import Steps
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
-from . import load, lora
+from . import guidance, load, lora, sampling
 from . import progress as progress_bar
 from . import text as texts
 from .codec import ComfyCodec
@@ -54,6 +56,18 @@ class ComfyHost:
 
     def load_folder(self, folder: str | os.PathLike[str]) -> tuple[Any, Any, Any]:
         return load.load_folder(folder)
+
+    def with_guidance(self, model: Any, projection: Tensor, omega: float) -> Any:
+        return guidance.with_guidance(model, projection, omega)
+
+    def sampler(self, name: str, steps: Steps) -> Any:
+        return sampling.sampler(name, steps)
+
+    def sample(
+        self, model: Any, sampler: Any, sigmas: Tensor, positive: Any, negative: Any, cfg: float,
+        latent: dict[str, Any], seed: int,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+        return sampling.sample(model, sampler, sigmas, positive, negative, cfg, latent, seed)
 
     def models(self, kind: str) -> list[str]:
         return folder_paths.get_filename_list(kind)

@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import codec
+from . import codec, guidance
 
 Weights = dict[str, Tensor]
 
@@ -56,6 +56,8 @@ def load_model(folder: Path) -> Any:
     config.scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     config.sampling_settings = sampling_settings(config.scheduler)
     theirs = _weights(folder / "unet", "diffusion_pytorch_model.safetensors")
+    # A guidance-distilled network; ComfyUI has no place for this tensor.
+    projection = theirs.pop("time_embedding.cond_proj.weight", None)
     names = comfy.utils.unet_to_diffusers(config.unet_config)
     unknown = sorted(set(theirs) - set(names))
     if unknown:
@@ -69,7 +71,8 @@ def load_model(folder: Path) -> Any:
     ours = {names[name]: value for name, value in theirs.items()}
     _fill(model.diffusion_model, ours, folder / "unet")
     offload = management.unet_offload_device()
-    return comfy.model_patcher.ModelPatcher(model.to(offload), load_device=device, offload_device=offload)
+    patcher = comfy.model_patcher.ModelPatcher(model.to(offload), load_device=device, offload_device=offload)
+    return patcher if projection is None else guidance.with_guidance(patcher, projection, None)
 
 
 class FolderModel(comfy.supported_models_base.BASE):

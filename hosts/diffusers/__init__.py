@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from ...core.consistency import Steps
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
 from .. import folders, running
@@ -13,6 +16,7 @@ from .. import folders, running
 if TYPE_CHECKING:
     from .codec import DiffusersCodec
     from .model import DiffusersModel
+    from .samplers import EngineSampler
     from .text import DiffusersText
 
 
@@ -52,6 +56,22 @@ class DiffusersHost:
         from .checkpoints import load_folder
 
         return load_folder(folder)
+
+    def with_guidance(self, model: DiffusersModel, projection: Tensor, omega: float) -> DiffusersModel:
+        return model.with_guidance(projection, omega)
+
+    def sampler(self, name: str, steps: Steps) -> EngineSampler:
+        from .samplers import EngineSampler
+
+        return EngineSampler(name, steps)
+
+    def sample(
+        self, model: DiffusersModel, sampler: Any, sigmas: Tensor, positive: Any, negative: Any, cfg: float,
+        latent: dict[str, Any], seed: int,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+        from .sampling import sample_latent
+
+        return sample_latent(model, sampler, sigmas, positive, negative, cfg, latent, seed)
 
     def models(self, kind: str) -> list[str]:
         return folders.models(kind)

@@ -11,6 +11,12 @@ from torch import nn
 from ...core.lora import LowRank
 
 
+def twin_of(network: nn.Module) -> nn.Module:
+    """A copy of the modules around the very same parameters and buffers."""
+    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, memo=shared)
+
+
 def merged(network: nn.Module, deltas: Mapping[str, LowRank], strength: float) -> nn.Module:
     """A copy of `network` with `W + strength * delta` in the layers named by underscored module name.
 
@@ -28,8 +34,7 @@ def merged(network: nn.Module, deltas: Mapping[str, LowRank], strength: float) -
             f"LoRA: {len(missing)} of {len(deltas)} layers are not in this {type(network).__name__}, {missing[0]} "
             "among them; the file was made for another model family"
         )
-    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
-    twin = copy.deepcopy(network, memo=shared)
+    twin = twin_of(network)
     twins = {name.replace(".", "_"): module for name, module in twin.named_modules()}
     for name, low in deltas.items():
         weight = weights[name]

@@ -17,6 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ...core import consistency
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[], Tensor]
 Report = Callable[[int, Tensor], None]
@@ -29,6 +31,15 @@ class Sampler:
 
     name: str
     steps: Steps
+    fresh_mask_noise: bool = False
+
+
+@dataclass(frozen=True)
+class EngineSampler:
+    """One of the engine's own loops on a SAMPLER wire. Its noise is that of `core.consistency.noise_after_start`."""
+
+    name: str
+    steps: consistency.Steps
     fresh_mask_noise: bool = False
 
 

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ...core.consistency import noise_after_start
 from ...core.guidance import guide
 from ...core.protocols import Condition, Progress, no_progress
+from ..running import progress as progress_bar
 from .model import DiffusersModel
-from .samplers import Denoise, Sampler
+from .samplers import Denoise, EngineSampler, Sampler
 from .sigmas import NoiseLevels
 
 Conditioning = Sequence[tuple[Tensor, Mapping[str, Any]] | list[Any]]
@@ -44,10 +46,52 @@ def normal_noise(
     return torch.cat([drawn[i] for i in batch_index])
 
 
+def sample_latent(
+    model: DiffusersModel,
+    sampler: Sampler | EngineSampler,
+    sigmas: Tensor,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    cfg: float,
+    latent: Mapping[str, Any],
+    seed: int,
+    add_noise: bool = True,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A LATENT sampled, its masks and batch indices respected: (the LATENT at the last level, that of the last x_0).
+
+    `negative` may be None at cfg 1.
+    """
+    image = _fitting(latent["samples"], model.latent_channels)
+    noise = normal_noise(image.shape, seed, latent.get("batch_index")) if add_noise else torch.zeros_like(image)
+    done, x0 = sample(
+        model,
+        sampler,
+        sigmas,
+        positive,
+        negative or [],
+        cfg,
+        image,
+        noise,
+        seed=seed,
+        noise_mask=latent.get("noise_mask"),
+        progress=progress_bar(max(len(sigmas) - 1, 1)),
+    )
+    return {**latent, "samples": done}, {**latent, "samples": x0}
+
+
+def _fitting(image: Tensor, channels: int) -> Tensor:
+    """An empty latent takes the model's number of channels; a full one must have it."""
+    if image.shape[1] == channels:
+        return image
+    if image.any():
+        raise ValueError(f"latent_image: the model works on {channels} channels, the latent has {image.shape[1]}")
+    return image.new_zeros(image.shape[0], channels, *image.shape[2:])
+
+
 @torch.no_grad()
 def sample(
     model: DiffusersModel,
-    sampler: Sampler,
+    sampler: Sampler | EngineSampler,
     sigmas: Tensor,
     positive: Conditioning,
     negative: Conditioning,
@@ -81,13 +125,12 @@ def sample(
         latest[0] = x0
         progress(i + 1, len(sigmas) - 1, preview(x0, model.scaling_factor))
 
-    generator = torch.Generator(model.device).manual_seed(seed)
-
-    def draw() -> Tensor:
-        return torch.randn(image.shape, generator=generator, **to)
-
     x = image + noise * _amplitude(sigmas[0], levels)
-    x = sampler.steps(denoise, x, sigmas, draw, report)
+    if isinstance(sampler, EngineSampler):
+        x = sampler.steps(model.schedule, denoise, x, sigmas, noise_after_start(x, seed), report)
+    else:
+        generator = torch.Generator(model.device).manual_seed(seed)
+        x = sampler.steps(denoise, x, sigmas, lambda: torch.randn(image.shape, generator=generator, **to), report)
     raw = [model.unscale(each).cpu() for each in (x, latest[0])]
     return raw[0], raw[1]
 

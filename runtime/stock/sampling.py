@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...hosts import schema as io
-from ...hosts.diffusers.samplers import SAMPLERS, SKIPS_PENULTIMATE, Sampler
+from ...hosts.diffusers.samplers import SAMPLERS, SKIPS_PENULTIMATE
 from ...hosts.diffusers.samplers import sampler as sampler_named
-from ...hosts.diffusers.sampling import normal_noise, sample
+from ...hosts.diffusers.sampling import sample_latent
 from ...hosts.diffusers.sigmas import SCHEDULES, NoiseLevels, sigmas_for
-from ...hosts.running import progress
 from ._node import StockNode, cfg_input, seed_input, steps_input
 
 Latent = dict[str, Any]
@@ -46,45 +44,6 @@ def _denoise_input() -> io.Input:
         step=0.01,
         tooltip="1 starts from noise; less keeps more.",
     )
-
-
-def _sample(
-    model: Any,
-    sampler: Sampler,
-    sigmas: Tensor,
-    positive: Any,
-    negative: Any,
-    cfg: float,
-    latent: Latent,
-    seed: int,
-    add_noise: bool = True,
-) -> tuple[Latent, Latent]:
-    """The latent at the last level, and x_0 as the last step saw it."""
-    image = _fitting(latent["samples"], model.latent_channels)
-    noise = normal_noise(image.shape, seed, latent.get("batch_index")) if add_noise else torch.zeros_like(image)
-    done, x0 = sample(
-        model,
-        sampler,
-        sigmas,
-        positive,
-        negative,
-        cfg,
-        image,
-        noise,
-        seed=seed,
-        noise_mask=latent.get("noise_mask"),
-        progress=progress(max(len(sigmas) - 1, 1)),
-    )
-    return {**latent, "samples": done}, {**latent, "samples": x0}
-
-
-def _fitting(image: Tensor, channels: int) -> Tensor:
-    """An empty latent takes the model's number of channels; a full one must have it."""
-    if image.shape[1] == channels:
-        return image
-    if image.any():
-        raise ValueError(f"latent_image: the model works on {channels} channels, the latent has {image.shape[1]}")
-    return image.new_zeros(image.shape[0], channels, *image.shape[2:])
 
 
 def _levels(model: Any, sampler_name: str, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
@@ -131,7 +90,7 @@ class KSampler(StockNode):
         denoise: float = 1.0,
     ) -> io.NodeOutput:
         sigmas = _levels(model, sampler_name, scheduler, steps, denoise)
-        done, _ = _sample(model, sampler_named(sampler_name), sigmas, positive, negative, cfg, latent_image, seed)
+        done, _ = sample_latent(model, sampler_named(sampler_name), sigmas, positive, negative, cfg, latent_image, seed)
         return io.NodeOutput(done)
 
 
@@ -191,7 +150,7 @@ class KSamplerAdvanced(StockNode):
         if start_at_step >= len(sigmas) - 1:
             return io.NodeOutput(latent_image)
         sigmas, noisy = sigmas[start_at_step:], add_noise == "enable"
-        done, _ = _sample(
+        done, _ = sample_latent(
             model, sampler_named(sampler_name), sigmas, positive, negative, cfg, latent_image, noise_seed, noisy
         )
         return io.NodeOutput(done)
@@ -239,7 +198,7 @@ class SamplerCustom(StockNode):
         latent_image: Latent,
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            *_sample(model, sampler, sigmas, positive, negative, cfg, latent_image, noise_seed, add_noise)
+            *sample_latent(model, sampler, sigmas, positive, negative, cfg, latent_image, noise_seed, add_noise)
         )
 
 
