@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ..core.protocols import Progress, no_progress
 from ..training.autoencoder import Images, encode_mean
 from ..training.checkpoint import CheckpointError, read_tensors, write_tensors
 from ..training.diffusion import Examples
+from ..training.examples import shuffled_rows
 from . import sprites
 from .architecture import tokenize
 
@@ -45,6 +47,10 @@ def captioned(seed: int, indices: Tensor, bare: float, size: int = 128) -> tuple
     return image * 2 - 1, [nothing if empty else whole for empty, nothing, whole in both]
 
 
+Style = Callable[[int, Tensor, float], tuple[Tensor, list[str]]]
+"""Pictures and captions of scenes, as `captioned` makes them."""
+
+
 @torch.no_grad()
 def encode_blocks(
     vae: nn.Module,
@@ -53,6 +59,7 @@ def encode_blocks(
     seed: int,
     count: int,
     bare: float,
+    style: Style = captioned,
     process: tuple[int, int] = (0, 1),
     progress: Progress = no_progress,
 ) -> None:
@@ -67,7 +74,7 @@ def encode_blocks(
         path = Path(folder, f"{block:05d}.safetensors")
         indices = torch.arange(block * BLOCK, min(count, (block + 1) * BLOCK))
         if not path.exists() or len(read_tensors(path)[0]["ids"]) < len(indices):
-            parts = [captioned(seed, part, bare) for part in indices.split(16)]
+            parts = [style(seed, part, bare) for part in indices.split(16)]
             latents = []
             for image, _ in parts:
                 with torch.autocast("cpu", torch.bfloat16, enabled=image.device.type == "cpu"):
@@ -93,17 +100,10 @@ def read_blocks(folder: str | os.PathLike[str], *, seed: int, count: int, bare: 
 
 def shuffled(latents: Tensor, ids: Tensor, scale: float, seed: int) -> Examples:
     """Epoch after epoch over the scenes, each in its own order."""
-    order: dict[int, Tensor] = {}
-
-    def position(n: int) -> int:
-        epoch, at = divmod(n, len(latents))
-        if epoch not in order:
-            order.clear()
-            order[epoch] = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed + epoch))
-        return int(order[epoch][at])
+    rows = shuffled_rows(len(latents), seed)
 
     def examples(first: int, count: int) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor([position(n) for n in range(first, first + count)])
-        return latents[rows].float() * scale, ids[rows]
+        chosen = rows(first, count)
+        return latents[chosen].float() * scale, ids[chosen]
 
     return examples

@@ -17,14 +17,13 @@ from ..core.protocols import Progress, no_progress
 from ..core.schedule import NoiseSchedule
 from ..training import autoencoder as autoencoding
 from ..training import diffusion, report, supervised
-from ..training.checkpoint import CheckpointError, read_tensors, write_tensors
-from ..training.loop import CHECKPOINT, Settings, Trained
+from ..training.checkpoint import CheckpointError
+from ..training.loop import CHECKPOINT, Settings
 from . import architecture, classifier, data, sprites
+from .distil import ConsistencyRecipe, train_recipe
+from .runs import SHIPPED, finish, new_autoencoder, shipped, this_process, trained_autoencoder
 
 FOLDER = Path(__file__).parent / "recipes"
-RESULT = "result.safetensors"
-MODEL = Path(__file__).parent / "models" / "sprites"
-SHIPPED = "shipped"  # in a recipe, the model that ships in place of a run
 
 
 class RecipeError(ValueError):
@@ -74,11 +73,12 @@ class ClassifierRecipe(Settings):
         _share("bare", self.bare)
 
 
-Recipe = AutoencoderRecipe | DiffusionRecipe | ClassifierRecipe
+Recipe = AutoencoderRecipe | DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe
 KINDS: dict[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "diffusion": DiffusionRecipe,
     "classifier": ClassifierRecipe,
+    "consistency": ConsistencyRecipe,
 }
 
 
@@ -142,41 +142,12 @@ def load(path: str | os.PathLike[str]) -> Recipe:
         raise RecipeError(f"{path}: {error}") from error
 
 
-def shipped(folder: str | os.PathLike[str] = MODEL) -> tuple[dict[str, nn.Module], float]:
-    """The shipped `unet`, `text_encoder` and `vae` in float32, and the scaling factor: where more training may start.
-
-    FileNotFoundError if the model is not there.
-    """
-    from ..hosts import load as load_host
-
-    model, text, codec = load_host("diffusers").load_folder(folder)
-    modules = {"unet": model.unet, "text_encoder": text.towers[0].encoder, "vae": codec.vae}
-    return {name: module.float().cpu() for name, module in modules.items()}, codec.scaling_factor
-
-
-def trained_autoencoder(folder: str | os.PathLike[str]) -> tuple[nn.Module, float]:
-    """The averaged autoencoder of a run and its scaling factor; "shipped" for a run is the shipped one.
-
-    CheckpointError if the run has no result.
-    """
-    if Path(folder).name == SHIPPED:
-        modules, scale = shipped()
-        return modules["vae"].eval().requires_grad_(False), scale
-    tensors, note = read_tensors(Path(folder, RESULT))
-    vae = _new_autoencoder(note.get("factor", 8), note.get("regulariser", "kl"), 0)
-    try:
-        vae.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: its autoencoder has another architecture: {error}") from error
-    return vae.eval().requires_grad_(False), float(note["scaling_factor"])
-
-
 def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
     if r.start_from:
         vae, kept_scale = trained_autoencoder(folder.parent / r.start_from)
         vae.train().requires_grad_(True)
     else:
-        vae, kept_scale = _new_autoencoder(r.factor, r.regulariser, r.seed), 0.0
+        vae, kept_scale = new_autoencoder(r.factor, r.regulariser, r.seed), 0.0
     images = data.pictures(r.scenes_seed, r.bare)
     done = autoencoding.train(vae, images, r, folder, progress=progress, resume=resume)
     best = done.modules["vae"].eval()
@@ -192,7 +163,7 @@ def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, r
         out = best.decode(latents[:16]).sample  # pyright: ignore[reportCallIssue]
     scale = kept_scale if r.decoder_only else autoencoding.scaling_factor(latents)
     note = {"scaling_factor": scale, "factor": r.factor, "regulariser": r.regulariser, "steps": done.steps}
-    _finish(folder, done, best, note)
+    finish(folder, done, best, note)
     report.save_picture(report.sheet((torch.cat([seen[:16], out.cpu()]) + 1) / 2, 8), folder / "samples.png")
     return {"scaling_factor": scale}
 
@@ -219,7 +190,7 @@ def _train_diffusion(r: DiffusionRecipe, folder: Path, progress: Progress, resum
         resume=resume,
         recipe={"scaling_factor": scale},
     )
-    _finish(folder, done, nn.ModuleDict(done.modules), {"scaling_factor": scale, "steps": done.steps})
+    finish(folder, done, nn.ModuleDict(done.modules), {"scaling_factor": scale, "steps": done.steps})
     return {"loss": done.history["loss"][-1]}
 
 
@@ -238,7 +209,7 @@ def _train_classifier(r: ClassifierRecipe, folder: Path, progress: Progress, res
         return classifier.loss(model(image.to(device)), *(t.to(device) for t in classifier.targets(scenes, bare)))
 
     done = supervised.train(network, loss, r, folder, progress=progress, resume=resume)
-    _finish(folder, done, done.modules["network"], {"steps": done.steps})
+    finish(folder, done, done.modules["network"], {"steps": done.steps})
     return {"loss": done.history["loss"][-1]}
 
 
@@ -246,29 +217,8 @@ _TRAINERS: dict[type, Callable[..., dict[str, Any]]] = {
     AutoencoderRecipe: _train_autoencoder,
     DiffusionRecipe: _train_diffusion,
     ClassifierRecipe: _train_classifier,
+    ConsistencyRecipe: train_recipe,
 }
-
-
-def this_process() -> tuple[int, int, Callable[[], None]]:
-    """This process's rank, how many there are, and a barrier."""
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes, state.wait_for_everyone
-
-
-def _finish(folder: Path, done: Trained, best: nn.Module, note: dict[str, Any]) -> None:
-    if this_process()[0] == 0:
-        write_tensors(folder / RESULT, best.state_dict(), note)
-        report.loss_curve(done.history, folder / "loss.png")
-
-
-def _new_autoencoder(factor: int, regulariser: str, seed: int) -> nn.Module:
-    from ..hosts.diffusers import build
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build.new_autoencoder(architecture.autoencoder(factor, regulariser))  # pyright: ignore[reportArgumentType]
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from torch import nn
 
 from ..training import report
 from ..training.checkpoint import CheckpointError, read_tensors
-from . import architecture, captions, classifier, measure, recipes, sprites
-
-MODEL = recipes.MODEL
+from . import architecture, captions, classifier, measure, sprites
+from .runs import MODEL, RESULT, trained_autoencoder
 
 
 def release(
@@ -26,14 +25,14 @@ def release(
     from ..hosts.diffusers import build
 
     runs, folder = Path(runs), Path(folder)
-    vae, scale = recipes.trained_autoencoder(runs / autoencoder)
-    weights, note = read_tensors(runs / "diffusion" / recipes.RESULT)
+    vae, scale = trained_autoencoder(runs / autoencoder)
+    weights, note = read_tensors(runs / "diffusion" / RESULT)
     if note["scaling_factor"] != scale:
         raise CheckpointError(f"{runs}: the diffusion run was trained on latents of another autoencoder; train it anew")
     modules: Any = architecture.new_modules()
     nn.ModuleDict({name: modules[name] for name in ("unet", "text_encoder")}).load_state_dict(weights)
     judge = classifier.Classifier()
-    judge.load_state_dict(read_tensors(runs / "classifier" / recipes.RESULT)[0])
+    judge.load_state_dict(read_tensors(runs / "classifier" / RESULT)[0])
     configured: Any = vae
     configured.register_to_config(scaling_factor=scale)
     build.save_folder(

@@ -136,15 +136,10 @@ def lora_tensors(deltas: LowRankDeltas) -> dict[str, Tensor]:
     return tensors
 
 
-def write_lora(
-    path: str | os.PathLike[str],
-    deltas: LowRankDeltas,
-    more: Mapping[str, Tensor] | None = None,
-    metadata: Mapping[str, str] | None = None,
+def write_weights(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None
 ) -> None:
-    """A LoRA file, whole or not at all, with other tensors beside the factors and a header."""
-    tensors = {**lora_tensors(deltas), **(more or {})}
+    """A safetensors file with a plain header, as other programs read it, whole or not at all."""
+    packed = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
     with whole(path) as scratch:
-        save_file(
-            {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, scratch, dict(metadata or {})
-        )
+        save_file(packed, scratch, metadata={"format": "pt", **(header or {})})

@@ -15,7 +15,7 @@ Examples = Callable[[int, int], tuple[Tensor, Condition]]
 the same numbers."""
 
 
-def shuffled(total: int, seed: int) -> Callable[[int, int], Tensor]:
+def shuffled_rows(total: int, seed: int) -> Callable[[int, int], Tensor]:
     """`rows(first, count)`: indices [count] into `total` rows, epoch after epoch, each in its own order."""
     order: dict[int, Tensor] = {}
 
@@ -37,7 +37,7 @@ def from_rows(latents: Tensor, condition: Condition, seed: int) -> Examples:
     count = condition.embedding.shape[0]
     if count not in (1, len(latents)):
         raise ValueError(f"conditioning: expected 1 row or one for each of {len(latents)} latents, got {count}")
-    rows = shuffled(len(latents), seed)
+    rows = shuffled_rows(len(latents), seed)
 
     def examples(first: int, count: int) -> tuple[Tensor, Condition]:
         chosen = rows(first, count)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.guidance import guidance_scale_embedding
+from ..core.lora import read_lora
 from ..core.protocols import Condition, LatentModel
-from .adapters import LowRankLayers
+from .adapters import LowRankLayers, lora_tensors, write_weights
 
 TIME_LAYER = "time_embedding_linear_1"
 """The layer whose input LCM adds the guidance embedding to."""
+PROJECTION = "time_embedding.cond_proj.weight"
 
 
 class GuidanceInput(nn.Module):
@@ -83,3 +87,30 @@ class Student(nn.Module):
             if self.guidance is not None:
                 stack.enter_context(self.guidance.applied(layers, omega))
             yield
+
+
+def tensors_of(student: Student) -> dict[str, Tensor]:
+    """A LoRA student as a file holds it, fp16: kohya's layout, and `time_embedding.cond_proj.weight` where it is told
+    the guidance."""
+    if student.lora is None:
+        raise ValueError("student: expected a LoRA; a whole network is saved as a model folder")
+    more = {} if student.guidance is None else {PROJECTION: student.guidance.weight.detach().half()}
+    return {**lora_tensors(student.lora.deltas()), **more}
+
+
+def write_student(path: str | os.PathLike[str], student: Student) -> None:
+    """The student's file, whole or not at all. Its header says that the projection takes omega."""
+    header = {} if student.guidance is None else {"velatura_guidance": "omega"}
+    write_weights(path, tensors_of(student), header)
+
+
+def read_student(path: str | os.PathLike[str], student: Student) -> None:
+    """Go on from a file that `write_student` left. ValueError unless it is of the same layers, ranks and inputs."""
+    tensors = load_file(path)
+    projection = tensors.pop(PROJECTION, None)
+    if student.lora is None or (projection is None) != (student.guidance is None):
+        raise ValueError(f"{path}: expected a LoRA {'with' if student.guidance else 'without'} a guidance input")
+    student.lora.load(read_lora(tensors))
+    if student.guidance is not None and projection is not None:
+        with torch.no_grad():
+            student.guidance.weight.copy_(projection)

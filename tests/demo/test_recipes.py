@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from velatura.demo import classifier, measure, recipes, release
+from velatura.demo.runs import RESULT, shipped, trained_autoencoder
 from velatura.training import checkpoint
 
 
@@ -27,7 +28,7 @@ def test_every_shipped_recipe_is_sound(name):
         ('kind = "diffusion"\nprompt_dropout = 1.5', r"prompt_dropout: expected 0 \.\. 1"),
         ('kind = "classifier"\nsteps = "many"', r"steps: expected int, got 'many'"),
         ('kind = "classifier"\nbare = -1', r"bare: expected 0 \.\. 1"),
-        ('kind = "gan"', r"kind: expected one of autoencoder, diffusion, classifier"),
+        ('kind = "gan"', r"kind: expected one of autoencoder, diffusion, classifier, consistency"),
         ("steps = 3", r"kind: expected one of"),
         ("kind = ", r"not TOML"),
     ],
@@ -84,7 +85,7 @@ def test_a_run_leaves_its_result_and_pictures(runs):
 
 def test_the_latents_have_unit_variance_after_scaling(runs):
     folder, told = runs
-    _, scale = recipes.trained_autoencoder(folder / "autoencoder")
+    _, scale = trained_autoencoder(folder / "autoencoder")
     assert scale == told["autoencoder"]["scaling_factor"] > 0
 
 
@@ -107,12 +108,12 @@ def test_finished_runs_become_a_model_that_the_host_loads_and_draws_with(runs, t
 
 def test_more_training_may_start_from_the_shipped_model(runs, tmp_path, monkeypatch):
     release.release(runs[0], tmp_path / "model")
-    monkeypatch.setattr(recipes.shipped, "__defaults__", (tmp_path / "model",))
+    monkeypatch.setattr(shipped, "__defaults__", (tmp_path / "model",))
     fields = 'autoencoder = "shipped"\nstart_from = "shipped"\nbatch = 1\nscenes = 2\nrate = 1e-9'
     told = recipes.run(write(tmp_path, f'kind = "diffusion"\nsteps = 1\n{fields}'), folder=tmp_path / "more")
     assert told["steps"] == 1
-    before, _ = checkpoint.read_tensors(runs[0] / "diffusion" / recipes.RESULT)
-    after, _ = checkpoint.read_tensors(tmp_path / "more" / recipes.RESULT)
+    before, _ = checkpoint.read_tensors(runs[0] / "diffusion" / RESULT)
+    after, _ = checkpoint.read_tensors(tmp_path / "more" / RESULT)
     assert all(torch.allclose(after[key].float(), before[key].float(), atol=2e-3) for key in before)
 
 
@@ -139,11 +140,11 @@ def test_the_benchmark_reports_every_figure(runs, tmp_path):
 
 def test_a_model_of_two_autoencoders_is_not_released(runs, tmp_path):
     folder, _ = runs
-    tensors, note = checkpoint.read_tensors(folder / "diffusion" / recipes.RESULT)
+    tensors, note = checkpoint.read_tensors(folder / "diffusion" / RESULT)
     for name in ("autoencoder", "classifier"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / recipes.RESULT).write_bytes((folder / name / recipes.RESULT).read_bytes())
-    checkpoint.write_tensors(tmp_path / "diffusion" / recipes.RESULT, tensors, note | {"scaling_factor": 9.0})
+        (tmp_path / name / RESULT).write_bytes((folder / name / RESULT).read_bytes())
+    checkpoint.write_tensors(tmp_path / "diffusion" / RESULT, tensors, note | {"scaling_factor": 9.0})
     with pytest.raises(checkpoint.CheckpointError, match="another autoencoder"):
         release.release(tmp_path, tmp_path / "model")
     assert not (tmp_path / "model").exists()

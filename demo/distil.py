@@ -1,0 +1,142 @@
+"""Recipes of kind "consistency": the shipped model made a few-step one, on scenes as painted or as line art."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.consistency import consistency_sample, lcm_timesteps
+from ..core.protocols import Condition, LatentCodec, LatentModel, Progress
+from ..training import report
+from ..training.adapters import LowRankLayers
+from ..training.checkpoint import CheckpointError
+from ..training.consistency import ConsistencySettings, train
+from ..training.examples import Examples
+from ..training.groupnorm import quicken
+from ..training.students import GuidanceInput, Student, read_student, write_student
+from . import architecture, data, lineart, measure, sprites
+from .runs import MODEL, finish, this_process
+
+STYLES: dict[str, data.Style] = {"painted": data.captioned, "lineart": lineart.captioned}
+RESULT_FILE = "lcm.safetensors"
+
+
+@dataclass(frozen=True)
+class ConsistencyRecipe(ConsistencySettings):
+    """`start_from`, another run of this kind, is gone on from. `rank` and `layers` are the LoRA's;
+    `guidance_embedding`: the network is told omega."""
+
+    rank: int = 28
+    layers: str = "all"
+    guidance_embedding: bool = True
+    start_from: str = ""
+    style: str = "painted"
+    scenes: int = 16384
+    scenes_seed: int = 1
+    bare: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank", "scenes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.style not in STYLES:
+            raise ValueError(f"style: expected one of {', '.join(STYLES)}, got {self.style!r}")
+        if not 0 <= self.bare <= 1:
+            raise ValueError(f"bare: expected 0 .. 1, got {self.bare}")
+
+
+def train_recipe(r: ConsistencyRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
+    """Train the student of the shipped model that the recipe describes; its file is `lcm.safetensors`."""
+    from ..hosts import load
+
+    model, text, codec = load("diffusers").load_folder(MODEL)
+    student = new_student(model, r)
+    if r.start_from:
+        start = folder.parent / r.start_from / RESULT_FILE
+        if not start.is_file():
+            raise CheckpointError(f"{start}: no such result; run `velatura train {r.start_from}` first")
+        read_student(start, student)
+    quicken(model.unet)
+    encoder = text.towers[0].encoder
+    examples = scenes(codec, encoder, r, folder / "latents", progress)
+    null = encoded(encoder, architecture.tokenize([""]))
+
+    def sample(current: Student) -> Tensor | None:
+        if this_process()[0] == 0:
+            picture = sample_sheet(model, text, codec, current, r)
+            report.save_picture(picture, folder / "samples.png")
+        return None
+
+    note = {"teacher": fingerprint(model.unet)}
+    done = train(
+        model, student, examples, null, r, folder, progress=progress, resume=resume, recipe=note, sample=sample
+    )
+    best: Any = done.modules["student"]
+    finish(folder, done, best, {"steps": done.steps, **note})
+    if this_process()[0] == 0:
+        write_student(folder / RESULT_FILE, best)
+        sample(best)
+    return {"loss": done.history["loss"][-1], "file": str(folder / RESULT_FILE)}
+
+
+def new_student(model: LatentModel, r: ConsistencyRecipe) -> Student:
+    """An untrained student: the model itself."""
+    layers = model.layers()
+    lora = LowRankLayers(layers, r.rank, which=r.layers, seed=r.seed)
+    return Student(lora=lora, guidance=GuidanceInput(layers) if r.guidance_embedding else None)
+
+
+def scenes(codec: Any, encoder: nn.Module, r: ConsistencyRecipe, folder: Path, progress: Progress) -> Examples:
+    """The recipe's scenes as latents, encoded once, with their captions through the frozen text encoder."""
+    rank, of, wait = this_process()
+    which = {"seed": r.scenes_seed, "count": r.scenes, "bare": r.bare}
+    data.encode_blocks(
+        quicken(codec.vae), folder, **which, style=STYLES[r.style], process=(rank, of), progress=progress
+    )
+    wait()
+    rows = data.shuffled(*data.read_blocks(folder, **which), codec.scaling_factor, r.seed)
+
+    def examples(first: int, count: int) -> tuple[Tensor, Condition]:
+        z_0, ids = rows(first, count)
+        return z_0, encoded(encoder, ids)
+
+    return examples
+
+
+@torch.no_grad()
+def encoded(encoder: Any, ids: Tensor) -> Condition:
+    """Token ids [B, L] as the network's condition."""
+    return Condition(encoder(ids.to(encoder.device)).last_hidden_state)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A short hash of all weights: a run is resumed with the teacher that it began with."""
+    total = hashlib.sha256()
+    for value in network.state_dict().values():
+        total.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+@torch.no_grad()
+def sample_sheet(
+    model: LatentModel, text: Any, codec: LatentCodec, student: Student, r: ConsistencyRecipe, count: int = 16
+) -> Tensor:
+    """Held-out captions drawn in four steps, at guidance 5 (omega 4) or as near as the recipe goes: [3, H, W]."""
+    prompts = sprites.draw(measure.HELD_OUT, range(count), 8).captions
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, model.latent_channels, 16, 16)
+    omega = torch.full((count,), min(max(4.0, r.omega_min), r.omega_max))
+
+    def draw() -> Tensor:
+        return torch.randn(shape, generator=generator).to(model.device)
+
+    timesteps = lcm_timesteps(4, original_steps=len(model.schedule) // r.skip, count=len(model.schedule))
+    with student.applied(model.layers(), omega):
+        latent = consistency_sample(model, draw(), text.encode(prompts), timesteps, draw)
+    return report.sheet((codec.decode(latent).float().cpu() + 1) / 2, 8)
