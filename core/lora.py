@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -109,6 +109,11 @@ def read_lora(weights: Mapping[str, Tensor]) -> LowRankDeltas:
     if not factors:
         raise ValueError("LoRA file: expected pairs of low-rank factors, found no tensor")
     return LowRankDeltas({target: _pair(target, parts) for target, parts in factors.items()})
+
+
+def holds_lora(keys: Iterable[str]) -> bool:
+    """Whether a file with these keys is a LoRA, of a layout that `read_lora` knows or one that it refuses."""
+    return any(key.startswith("lora_") or _FACTOR.search(key) or _PROCESSOR.search(key) for key in keys)
 
 
 def _pair(target: Target, parts: dict[str, Tensor]) -> LowRank:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...core.schedule import NoiseSchedule
+from ..weights import PICKLES, read_weights
 from .clip_vocabulary import tokenizer_for
 from .codec import DiffusersCodec
 from .model import DiffusersModel, schedule_of
@@ -26,8 +27,6 @@ from .text import DiffusersText, Tower
 
 Native = tuple[DiffusersModel, DiffusersText, DiffusersCodec]
 
-PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
-
 
 def load(path: str | os.PathLike[str]) -> Native:
     """A diffusers folder or a single file.
@@ -35,26 +34,6 @@ def load(path: str | os.PathLike[str]) -> Native:
     Raises FileNotFoundError if there is neither, ValueError if it cannot be used; both name the file.
     """
     return load_folder(path) if Path(path).is_dir() else load_file(path)
-
-
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. FileNotFoundError, or ValueError for a pickle and for a damaged file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file as read
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    if path.suffix.lower() in PICKLES:
-        raise ValueError(
-            f"{path}: expected a .safetensors file; a pickle can run code when it is opened. Convert it once: "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE), with its 'state_dict' entry "
-            "where it has one"
-        )
-    try:
-        return read(path)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
 
 
 def place(module: Any, *, half: bool = False) -> Any:

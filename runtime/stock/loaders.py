@@ -58,7 +58,7 @@ def _lora_input() -> io.Input:
 
 def _with_lora(model: Any, clip: Any, name: str, strength: float, clip_strength: float) -> tuple[Any, Any]:
     from ...hosts.diffusers import HOST
-    from ...hosts.diffusers.checkpoints import read_weights
+    from ...hosts.weights import read_weights
 
     if strength == 0 and (clip is None or clip_strength == 0):
         return model, clip

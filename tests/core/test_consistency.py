@@ -12,7 +12,9 @@ from velatura.core.consistency import (
     boundary_scalings,
     consistency_function,
     consistency_sample,
+    consistency_steps,
     lcm_timesteps,
+    noise_after_start,
     tcd_step,
 )
 from velatura.core.schedule import NoiseSchedule
@@ -198,3 +200,110 @@ def test_guidance_reaches_the_network_and_cancel_takes_effect_within_a_step() ->
 def test_no_timesteps_is_an_error() -> None:
     with pytest.raises(ValueError, match="timesteps"):
         consistency_sample(Network("epsilon"), NOISE[0], NO_TEXT, torch.tensor(np.zeros(0)), lambda: NOISE[1])
+
+
+def in_sigma_space(
+    network: Network,
+    x: Tensor,
+    times: Tensor,
+    draw: object,
+    gamma: float | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """What `consistency_steps` makes of x at times[0], through a host's kind of denoiser; the predicted x_0."""
+    sigmas = torch.cat([SCHEDULE.sigma(times), torch.zeros(1)]).to(dtype or torch.float32)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        t = SCHEDULE.nearest_timestep(sigma).expand(len(x))
+        x_t = x / (1 + sigma**2).sqrt()
+        return SCHEDULE.to_x0(network.output(x_t, t), x_t, t, network.prediction)
+
+    seen: list[Tensor] = []
+    x = x * (1 + sigmas[0].to(x) ** 2).sqrt()
+    out = consistency_steps(SCHEDULE, denoise, x, sigmas, draw, lambda i, x_0: seen.append(x_0), gamma=gamma)
+    return out, seen
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("gamma", [None, 0.0, 0.3, 1.0])
+def test_steps_in_sigma_space_are_the_same_steps(prediction: str, gamma: float | None) -> None:
+    noise, times = NOISE.double(), lcm_timesteps(5)
+    draws, again = iter(noise[1:]), iter(noise[1:])
+    expected = consistency_sample(Network(prediction), noise[0], NO_TEXT, times, lambda: next(draws), gamma=gamma)
+    network = Network(prediction)
+    got, seen = in_sigma_space(network, noise[0], times, lambda: next(again), gamma, torch.float64)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen[-1], got, rtol=0, atol=0)
+    assert (len(seen), network.calls) == (5, 5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_every_step_in_sigma_space_is_that_of_diffusers_scheduler(prediction: str, steps: int) -> None:
+    # From the seed's own noise on, as diffusers' pipeline draws it, with float32 levels as hosts pass them.
+    scheduler = LCMScheduler(**SETTINGS, prediction_type=prediction)
+    scheduler.set_timesteps(steps)
+    network, generator = Network(prediction), torch.Generator().manual_seed(5)
+    x = start = torch.randn(NOISE[0].shape, generator=generator)
+    theirs = []
+    for t in scheduler.timesteps:
+        x, x_0 = scheduler.step(network.output(x, t), t, x, generator=generator, return_dict=False)
+        theirs.append(x_0)
+    draw = noise_after_start(start, 5)
+    _, ours = in_sigma_space(Network(prediction), start, lcm_timesteps(steps, grid="diffusers"), draw)
+    # An x_0 made of eps at t = 999 carries float32's rounding times 15.
+    torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("gamma", [None, 0.3])
+def test_a_last_level_above_zero_leaves_its_noise(gamma: float | None) -> None:
+    sigmas = SCHEDULE.sigma(lcm_timesteps(4))[:3]
+    noise = NOISE.double()
+    draws = iter(noise[1:])
+    got = consistency_steps(
+        SCHEDULE,
+        lambda x, sigma: torch.zeros_like(x),
+        sigmas[0] * noise[0],
+        sigmas,
+        lambda: next(draws),
+        lambda i, x_0: None,
+        gamma=gamma,
+    )
+    assert got.std() / sigmas[-1] == pytest.approx(1, rel=0.15)
+    if gamma is None:
+        torch.testing.assert_close(got, sigmas[-1] * noise[2], rtol=0, atol=1e-6)
+
+
+def test_levels_of_other_schedulers_run_at_the_time_between() -> None:
+    # ComfyUI's sgm_uniform: none of its levels is a timestep's. f is nearly x_0 there, so the steps are Algorithm 3's.
+    sigmas = torch.tensor([14.6146, 3.8, 1.5, 0.6, 0.0], dtype=torch.float64)
+    clean = NOISE[3].double()
+    seen: list[Tensor] = []
+    heard: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        heard.append(float(sigma))
+        return clean
+
+    got = consistency_steps(
+        SCHEDULE, denoise, 14.6 * NOISE[0].double(), sigmas, lambda: NOISE[1].double(), lambda i, x: seen.append(x)
+    )
+    assert heard == sigmas[:-1].tolist()
+    torch.testing.assert_close(got, clean, rtol=0, atol=1e-5)
+
+
+def test_no_levels_leave_x_as_it_is() -> None:
+    x = NOISE[0]
+    for sigmas in (torch.zeros(0), torch.tensor([14.6])):
+        assert consistency_steps(SCHEDULE, lambda x, s: x, x, sigmas, lambda: x, lambda i, x: None) is x
+
+
+def test_noise_after_the_start_is_new_and_reproducible() -> None:
+    x = torch.zeros(2, 4, 8, 8)
+    start = torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
+    state = torch.random.get_rng_state()
+    draw, again = noise_after_start(x, 7), noise_after_start(x, 7)
+    first, second = draw(), draw()
+    assert (first - start).abs().max() > 1 and (first - second).abs().max() > 1
+    torch.testing.assert_close(again(), first, rtol=0, atol=0)
+    assert bool((torch.random.get_rng_state() == state).all())
