@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from ..core.consistency import consistency_sample, lcm_timesteps
-from ..core.guidance import guide
 from ..core.lcm_file import read_lcm
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
-from ..core.schedule import NoiseSchedule
 from ..demo import classifier, measure, release, sprites
+from . import _diffusers
 
 STEPS = (1, 2, 4, 8)
 GUIDANCE = 5.0  # classifier-free guidance w; a guidance-distilled network is told omega = w - 1
@@ -43,7 +42,7 @@ def run(
     few = few_step(model, file)
     samplers: dict[str, Callable[[int], measure.Sample]] = {
         "ddim": lambda steps: measure.by_ddim(model, steps, GUIDANCE, "trailing"),
-        "dpmpp": lambda steps: by_dpmpp(model, steps, GUIDANCE),
+        "dpmpp": lambda steps: _diffusers.by_dpmpp(model, steps, GUIDANCE),
         "lcm": lambda steps: by_lcm(few, steps),
     }
     judge = Judge(Path(folder), count)
@@ -65,8 +64,8 @@ def run(
         figures[f"accuracy_{name}"] = {steps: accuracy for steps, (_, accuracy) in table.items()}
     figures["fid_ddim_50"], figures["accuracy_ddim_50"] = judged(measure.by_ddim(model, 50, GUIDANCE))
     figures["fid_real"] = judge.fid_real
-    figures["scheduler_max_error"] = scheduler_max_error()
-    figures |= speed(few, text, codec)
+    figures["scheduler_max_error"] = _diffusers.scheduler_max_error()
+    figures |= speed(few, text)
     return figures
 
 
@@ -122,110 +121,35 @@ def consistently(model: LatentModel, timesteps: Tensor) -> measure.Sample:
     return sample
 
 
-def by_dpmpp(model: LatentModel, steps: int, guidance: float) -> measure.Sample:
-    """diffusers' DPM-Solver++(2M) with classifier-free guidance."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    def sample(noise: Tensor, condition: Condition, null: Condition, first: int) -> Tensor:
-        scheduler: Any = DPMSolverMultistepScheduler(**_SCHEDULE, timestep_spacing="trailing")
-        scheduler.set_timesteps(steps)
-        x = noise
-        for t in scheduler.timesteps:
-            at = t.expand(len(x))
-            eps = guide(model.predict_noise(x, at, null), model.predict_noise(x, at, condition), guidance)
-            x = scheduler.step(eps, t, x).prev_sample
-        return x
-
-    return sample
-
-
-_SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def scheduler_max_error() -> float:
-    """The largest difference to diffusers' LCMScheduler, in any x_0 of 1 to 8 steps, for the three kinds of network."""
-    from diffusers import LCMScheduler
-
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    worst = 0.0
-    for prediction in ("epsilon", "v_prediction", "sample"):
-        network: Any = _Smooth(prediction)
-        for steps in range(1, 9):
-            theirs: Any = LCMScheduler(**_SCHEDULE, prediction_type=prediction)
-            theirs.set_timesteps(steps)
-            x, generator = noise, torch.Generator().manual_seed(5)
-            expected = []
-            for t in theirs.timesteps:
-                x, x_0 = theirs.step(network.output(x, t), t, x, generator=generator, return_dict=False)
-                expected.append(x_0)
-            generator = torch.Generator().manual_seed(5)
-            seen: list[Tensor] = []
-            consistency_sample(
-                network,
-                noise,
-                Condition(noise),
-                lcm_timesteps(steps, grid="diffusers"),
-                lambda generator=generator: torch.randn(noise.shape, generator=generator),
-                progress=lambda step, total, x_0, seen=seen: seen.append(x_0),
-            )
-            worst = max(worst, float((torch.stack(seen) - torch.stack(expected)).abs().max()))
-    return worst
-
-
-class _Smooth:
-    """A network of any kind of prediction whose x_0 is a smooth function of x and t."""
-
-    schedule = NoiseSchedule.scaled_linear()
-
-    def __init__(self, prediction: Any) -> None:
-        self.prediction = prediction
-
-    def output(self, x: Tensor, t: Tensor) -> Tensor:
-        x_0 = torch.tanh(0.7 * x + t.reshape(-1, 1, 1, 1) / 1000)
-        eps = self.schedule.epsilon_from_x0(x, x_0, t)
-        velocity = self.schedule.velocity(x_0, eps, t)
-        return {"sample": x_0, "epsilon": eps, "v_prediction": velocity}[self.prediction]
-
-    def predict_noise(self, x: Tensor, t: Tensor, condition: Any, *, guidance_embedding: Any = None) -> Tensor:
-        return self.schedule.to_epsilon(self.output(x, t), x, t, self.prediction)
-
-
 @torch.no_grad()
-def speed(few: Any, text: Any, codec: Any, steps: int = 4, rounds: int = 15) -> dict[str, float]:
+def speed(few: Any, text: Any, steps: int = 4, rounds: int = 15) -> dict[str, float]:
     """Seconds of a sampling step over those of a bare UNet call, ours and diffusers' pipeline, by turns."""
-    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
-
     condition = text.encode(["a red glass ball, warm sunset from the left"])
     shape = (1, few.latent_channels, 16, 16)
     noise, generator = torch.randn(shape), torch.Generator()
     width = few.unet.config.time_cond_proj_dim
     omega = None if width is None else torch.zeros(1, width)
-    scheduler: Any = LCMScheduler(**_SCHEDULE)
-    pipeline_class: Any = LatentConsistencyModelPipeline
-    parts = (codec.vae, None, None, few.unet, scheduler, None, None)  # neither prompts nor safety are its business here
-    pipeline = pipeline_class(*parts, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
 
     def bare() -> None:
         for _ in range(steps):
             few.unet(noise, 999, encoder_hidden_states=condition.embedding, timestep_cond=omega, return_dict=False)
 
     def ours() -> None:
-        draw = lambda: torch.randn(shape, generator=generator)  # noqa: E731
-        consistency_sample(few, noise, condition, lcm_timesteps(steps), draw)
+        consistency_sample(few, noise, condition, lcm_timesteps(steps), lambda: torch.randn(shape, generator=generator))
 
-    def theirs() -> None:
-        pipeline(
-            prompt_embeds=condition.embedding, num_inference_steps=steps, output_type="latent", latents=noise,
-            guidance_scale=GUIDANCE,
-        )  # fmt: skip
-
-    runs: dict[str, list[float]] = {"bare": [], "ours": [], "theirs": []}
+    contestants = {"bare": bare, "ours": ours}
+    if width is not None:
+        contestants["diffusers"] = _diffusers.pipeline(few.unet, condition.embedding, noise, steps, GUIDANCE)
+    runs: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
-        for name, function in (("bare", bare), ("ours", ours), ("theirs", theirs)):
+        for name, function in contestants.items():
             began = time.perf_counter()
             function()
             if turn:  # the first warms up
                 runs[name].append(time.perf_counter() - began)
-    over = {name: median(a / b for a, b in zip(runs[name], runs["bare"], strict=True)) for name in ("ours", "theirs")}
-    return {"step_over_unet": over["ours"], "step_over_unet_diffusers": over["theirs"]}
+    names = {"ours": "step_over_unet", "diffusers": "step_over_unet_diffusers"}
+    return {
+        names[name]: median(a / b for a, b in zip(seconds, runs["bare"], strict=True))
+        for name, seconds in runs.items()
+        if name in names
+    }

@@ -18,11 +18,12 @@ MAY_USE = {
     "benchmarks": {"core", "training", "hosts", "nodes", "demo", "runtime"},
 }
 # Who may import a library that not every user has, or that is slow to import.
-# The benchmark's half that runs inside ComfyUI is a script of its own, not a module of the pack.
+# The benchmark's half that runs inside ComfyUI is a script of its own, not a module of the pack; the one that measures
+# diffusers' samplers beside ours has to run them.
 GUARDED = {
     "comfy": ("hosts/comfyui", "benchmarks/overhead_comfyui.py"),
     "comfy_extras": ("hosts/comfyui",),
-    "diffusers": ("hosts/diffusers",),
+    "diffusers": ("hosts/diffusers", "benchmarks/_diffusers.py"),
     "transformers": ("hosts/diffusers",),
 }
 SOURCES = [path for room in MAY_USE for path in sorted((ROOT / room).rglob("*.py"))]
