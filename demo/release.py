@@ -16,9 +16,12 @@ from .runs import MODEL, RESULT, trained_autoencoder
 
 
 def release(
-    runs: str | os.PathLike[str] = "runs", folder: str | os.PathLike[str] = MODEL, autoencoder: str = "autoencoder"
+    runs: str | os.PathLike[str] = "runs",
+    folder: str | os.PathLike[str] = MODEL,
+    autoencoder: str = "autoencoder",
+    diffusion: str = "diffusion",
 ) -> dict[str, Any]:
-    """Write the averaged weights of the runs `autoencoder`, "diffusion" and "classifier" as the model folder.
+    """Write the averaged weights of the runs `autoencoder`, `diffusion` and "classifier" as the model folder.
 
     Returns the runs' figures. CheckpointError if a run has no result, or its latents are of another autoencoder.
     """
@@ -26,7 +29,7 @@ def release(
 
     runs, folder = Path(runs), Path(folder)
     vae, scale = trained_autoencoder(runs / autoencoder)
-    weights, note = read_tensors(runs / "diffusion" / RESULT)
+    weights, note = read_tensors(runs / diffusion / RESULT)
     if note["scaling_factor"] != scale:
         raise CheckpointError(f"{runs}: the diffusion run was trained on latents of another autoencoder; train it anew")
     modules: Any = architecture.new_modules()
