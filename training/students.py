@@ -98,9 +98,12 @@ def tensors_of(student: Student) -> dict[str, Tensor]:
     return {**lora_tensors(student.lora.deltas()), **more}
 
 
-def write_student(path: str | os.PathLike[str], student: Student) -> None:
-    """The student's file, whole or not at all. Its header says that the projection takes omega."""
+def write_student(path: str | os.PathLike[str], student: Student, *, guidance: float | None = None) -> None:
+    """The student's file, whole or not at all. Its header says that the projection takes omega, and which guidance
+    scale w = 1 + omega to begin with."""
     header = {} if student.guidance is None else {"velatura_guidance": "omega"}
+    if student.guidance is not None and guidance is not None:
+        header["velatura_guidance_default"] = f"{guidance:g}"
     write_weights(path, tensors_of(student), header)
 
 
