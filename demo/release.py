@@ -11,7 +11,7 @@ from torch import nn
 
 from ..training import report
 from ..training.checkpoint import CheckpointError, read_tensors
-from . import architecture, captions, classifier, measure, sprites
+from . import architecture, captions, classifier, latent_preview, measure, sprites
 from .runs import MODEL, RESULT, trained_autoencoder
 
 
@@ -47,6 +47,7 @@ def release(
         scheduler_config=architecture.SCHEDULER,
     )
     classifier.save(judge, folder / "classifier.safetensors")
+    latent_preview.write(folder)
     return {"scaling_factor": scale, "megabytes": megabytes(folder), "diffusion_steps": note["steps"]}
 
 

@@ -28,6 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..preview import colours
 from . import codec, guidance
 
 Weights = dict[str, Tensor]
@@ -47,6 +48,9 @@ def latent_format(folder: Path) -> Any:
     described = comfy.latent_formats.SD15(config.get("scaling_factor", 0.18215))
     described.latent_channels = config["latent_channels"]
     described.taesd_decoder_name = None  # the preview decoder of Stable Diffusion 1 would show noise
+    known = colours(folder, config["latent_channels"])
+    if known is not None:
+        described.latent_rgb_factors, described.latent_rgb_factors_bias = known
     return described
 
 

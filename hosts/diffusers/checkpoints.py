@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ...core.schedule import NoiseSchedule
+from ..preview import colours
 from ..weights import PICKLES, read_weights
 from .clip_vocabulary import tokenizer_for
 from .codec import DiffusersCodec
@@ -58,7 +59,8 @@ def load_folder(folder: str | os.PathLike[str]) -> Native:
     schedule, prediction = schedule_of(_json(folder / "scheduler" / "scheduler_config.json"))
     codec = DiffusersCodec(vae)
     scaling = {"scaling_factor": codec.scaling_factor, "shift_factor": codec.shift_factor}
-    model = DiffusersModel(unet, with_signal(schedule), prediction, **scaling)
+    known = colours(folder, codec.latent_channels)
+    model = DiffusersModel(unet, with_signal(schedule), prediction, **scaling, colours=known)
     return model, _text(tokenizers, encoders), codec
 
 

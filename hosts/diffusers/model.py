@@ -14,6 +14,7 @@ from ...core.guidance import check_projection, guidance_scale_embedding
 from ...core.lora import LowRankDeltas, diffusers_name
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.schedule import NoiseSchedule, Prediction
+from ..preview import Colours
 from .merge import merged, twin_of
 
 
@@ -29,12 +30,14 @@ class DiffusersModel:
         scaling_factor: float = 0.18215,
         shift_factor: float = 0.0,
         omega: float | None = None,
+        colours: Colours | None = None,
     ) -> None:
         self.unet: Any = unet.eval().requires_grad_(False)
         self.schedule = schedule
         self.prediction: Prediction = prediction
         # Its autoencoder's, as in DiffusersCodec: a sampler node gets a raw LATENT and no VAE.
         self.scaling_factor, self.shift_factor = scaling_factor, shift_factor
+        self.colours = colours  # of its latents, for previews
         # The guidance embedding where the caller gives none, as no sampler does.
         self.omega = omega
 

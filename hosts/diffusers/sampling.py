@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from ...core.consistency import noise_after_start
 from ...core.guidance import guide
 from ...core.protocols import Condition, Progress, no_progress
+from ..preview import Colours
 from ..running import progress as progress_bar
 from .model import DiffusersModel
 from .samplers import Denoise, EngineSampler, Sampler
@@ -123,7 +124,7 @@ def sample(
 
     def report(i: int, x0: Tensor) -> None:
         latest[0] = x0
-        progress(i + 1, len(sigmas) - 1, preview(x0, model.scaling_factor))
+        progress(i + 1, len(sigmas) - 1, preview(x0, model.scaling_factor, model.colours))
 
     x = image + noise * _amplitude(sigmas[0], levels)
     if isinstance(sampler, EngineSampler):
@@ -288,14 +289,16 @@ _PREVIEW: dict[float, tuple[list[list[float]], list[float]]] = {
 }
 
 
-def preview(x0: Tensor, scaling_factor: float) -> Tensor:
+def preview(x0: Tensor, scaling_factor: float, colours: Colours | None = None) -> Tensor:
     """The first sample of a scaled x_0 [B, C, h, w] as a small picture [3, h, w] in 0 .. 1, on the CPU.
 
-    Without known colours for the latent format, three channels stretched to their own range: shapes, no true colours.
+    In the model's own `colours`, else in those of the latent format. Without either, three channels stretched to their
+    own range: shapes, no true colours.
     """
     latent = x0[0].detach().float().cpu()
-    if scaling_factor in _PREVIEW and len(latent) == 4:
-        weights, offset = (torch.tensor(each) for each in _PREVIEW[scaling_factor])
+    known = colours or (_PREVIEW.get(scaling_factor) if len(latent) == 4 else None)
+    if known:
+        weights, offset = (torch.tensor(each) for each in known)
         picture = torch.einsum("chw,cr->rhw", latent, weights) + offset[:, None, None]
         return ((picture + 1) / 2).clamp(0, 1)
     latent = latent[torch.arange(3) % len(latent)]

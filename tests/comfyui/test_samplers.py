@@ -37,6 +37,7 @@ def predictor(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 class OurModel:
     schedule, scaling_factor, device = SCHEDULE, 1.0, torch.device("cpu")
+    colours = None
 
     def scale(self, raw):
         return raw

@@ -18,6 +18,7 @@ class Pictures:
     """Knows one picture for each prompt: the constant that its embedding holds. Its noise prediction is exact."""
 
     schedule, scaling_factor, device = SCHEDULE, 0.5, torch.device("cpu")
+    colours = None
 
     def __init__(self):
         self.calls = []
