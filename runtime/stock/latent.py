@@ -208,4 +208,26 @@ class LatentFromBatch(StockNode):
         return io.NodeOutput(result)
 
 
-NODES = [EmptyLatentImage, VAEDecode, VAEEncode, LatentUpscale, RepeatLatentBatch, LatentFromBatch]
+class SetLatentNoiseMask(StockNode):
+    """Where a sampler may change a latent."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SetLatentNoiseMask",
+            display_name="Set Latent Noise Mask",
+            category="latent/inpaint",
+            description="Lets a sampler change a latent only where the mask is 1.",
+            inputs=[
+                io.Latent.Input("samples", tooltip="The latents of a picture."),
+                io.Mask.Input("mask", tooltip="1 where it may change; of any size."),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, samples: Latent, mask: Tensor) -> io.NodeOutput:
+        return io.NodeOutput({**samples, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])})
+
+
+NODES = [EmptyLatentImage, VAEDecode, VAEEncode, LatentUpscale, RepeatLatentBatch, LatentFromBatch, SetLatentNoiseMask]
