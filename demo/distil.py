@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,23 @@ from ..core.consistency import consistency_sample, lcm_timesteps
 from ..core.protocols import Condition, LatentCodec, LatentModel, Progress
 from ..training import report
 from ..training.adapters import LowRankLayers
-from ..training.checkpoint import CheckpointError
+from ..training.checkpoint import CheckpointError, fingerprint
 from ..training.consistency import ConsistencySettings, train
 from ..training.examples import Examples
 from ..training.groupnorm import quicken
 from ..training.students import GuidanceInput, Student, read_student, write_student
 from . import architecture, data, lineart, measure, sprites
-from .runs import MODEL, finish, this_process
+from .runs import MODEL, SHIPPED, finish, this_process
 
 STYLES: dict[str, data.Style] = {"painted": data.captioned, "lineart": lineart.captioned}
 RESULT_FILE = "lcm.safetensors"
+LCM = MODEL.parent / "sprites-lcm.safetensors"  # the one that ships
+GUIDANCE = 5.0  # what the shipped model is used at
 
 
 @dataclass(frozen=True)
 class ConsistencyRecipe(ConsistencySettings):
-    """`start_from`, another run of this kind, is gone on from. `rank` and `layers` are the LoRA's;
+    """`start_from`, another run of this kind or "shipped", is gone on from. `rank` and `layers` are the LoRA's;
     `guidance_embedding`: the network is told omega."""
 
     rank: int = 28
@@ -58,7 +59,7 @@ def train_recipe(r: ConsistencyRecipe, folder: Path, progress: Progress, resume:
     model, text, codec = load("diffusers").load_folder(MODEL)
     student = new_student(model, r)
     if r.start_from:
-        start = folder.parent / r.start_from / RESULT_FILE
+        start = LCM if r.start_from == SHIPPED else folder.parent / r.start_from / RESULT_FILE
         if not start.is_file():
             raise CheckpointError(f"{start}: no such result; run `velatura train {r.start_from}` first")
         read_student(start, student)
@@ -67,20 +68,20 @@ def train_recipe(r: ConsistencyRecipe, folder: Path, progress: Progress, resume:
     examples = scenes(codec, encoder, r, folder / "latents", progress)
     null = encoded(encoder, architecture.tokenize([""]))
 
-    def sample(current: Student) -> Tensor | None:
+    def sample(current: Student, _: Any = None) -> Tensor | None:
         if this_process()[0] == 0:
             picture = sample_sheet(model, text, codec, current, r)
             report.save_picture(picture, folder / "samples.png")
         return None
 
-    note = {"teacher": fingerprint(model.unet)}
+    note = {"teacher": fingerprint(model.unet.state_dict().values())}
     done = train(
         model, student, examples, null, r, folder, progress=progress, resume=resume, recipe=note, sample=sample
     )
     best: Any = done.modules["student"]
     finish(folder, done, best, {"steps": done.steps, **note})
     if this_process()[0] == 0:
-        write_student(folder / RESULT_FILE, best)
+        write_student(folder / RESULT_FILE, best, guidance=GUIDANCE)
         sample(best)
     return {"loss": done.history["loss"][-1], "file": str(folder / RESULT_FILE)}
 
@@ -115,23 +116,15 @@ def encoded(encoder: Any, ids: Tensor) -> Condition:
     return Condition(encoder(ids.to(encoder.device)).last_hidden_state)
 
 
-def fingerprint(network: nn.Module) -> str:
-    """A short hash of all weights: a run is resumed with the teacher that it began with."""
-    total = hashlib.sha256()
-    for value in network.state_dict().values():
-        total.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()[:16]
-
-
 @torch.no_grad()
 def sample_sheet(
     model: LatentModel, text: Any, codec: LatentCodec, student: Student, r: ConsistencyRecipe, count: int = 16
 ) -> Tensor:
-    """Held-out captions drawn in four steps, at guidance 5 (omega 4) or as near as the recipe goes: [3, H, W]."""
+    """Held-out captions drawn in four steps, at guidance 5 or as near as the recipe goes: [3, H, W]."""
     prompts = sprites.draw(measure.HELD_OUT, range(count), 8).captions
     generator = torch.Generator().manual_seed(0)
     shape = (count, model.latent_channels, 16, 16)
-    omega = torch.full((count,), min(max(4.0, r.omega_min), r.omega_max))
+    omega = torch.full((count,), min(max(GUIDANCE - 1, r.omega_min), r.omega_max))
 
     def draw() -> Tensor:
         return torch.randn(shape, generator=generator).to(model.device)

@@ -2,6 +2,7 @@
 
 from .lcm import VelaturaLcmModel, VelaturaLcmSample, VelaturaLcmSampler, VelaturaLcmSchedule
 from .load import VelaturaDemoModel
+from .train_lcm import VelaturaDistillLcm, VelaturaFinetuneLcm
 
 NODES = [
     VelaturaDemoModel,
@@ -9,4 +10,6 @@ NODES = [
     VelaturaLcmSample,
     VelaturaLcmSampler,
     VelaturaLcmSchedule,
+    VelaturaDistillLcm,
+    VelaturaFinetuneLcm,
 ]

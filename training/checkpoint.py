@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def whole(path: str | os.PathLike[str]) -> Iterator[str]:
     full; the older file then stays."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
+    # Not mkstemp's: its files are for nobody but the user, and a model folder may be shared.
+    scratch = str(path.with_name(f".{path.name[:64]}-{uuid.uuid4().hex}.part"))
     try:
         yield scratch
         os.replace(scratch, path)
@@ -60,6 +61,17 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: not a whole training checkpoint ({error}); use an earlier one") from error
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """A short name for these values, from some thousands of each tensor: a run is resumed with the data and the network
+    that it began with."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.float32, copy=True)
+        total.update(some.numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 def need_room(folder: str | os.PathLike[str], size: int) -> None:

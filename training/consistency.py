@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ from .diffusion import stratified
 from .examples import Examples, join
 from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
 from .students import Student
+
+Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
+"""`sample(student, losses)`: a picture [3, H, W] in 0 .. 1 of how far it is, or None."""
 
 METHODS = ("distill", "finetune")
 LOSSES = ("huber", "l2")
@@ -86,7 +89,8 @@ def guided_noise(
 
     def evaluate(x: Tensor, t: Tensor) -> Tensor:
         eps = model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), both)
-        return guide_omega(*eps.chunk(2), omega)
+        with_text, without = eps.chunk(2)
+        return guide_omega(with_text, without, omega)
 
     return evaluate
 
@@ -148,12 +152,13 @@ def train(
     progress: Progress = no_progress,
     resume: bool = False,
     recipe: dict[str, Any] | None = None,
-    sample: Callable[[Student], Tensor | None] | None = None,
+    sample: Sample | None = None,
 ) -> Trained:
     """Train the student in place; the outcome's "student" is its average.
 
     `model` is the teacher, and the network that a LoRA student changes; it stays as it is. `null`, the condition of the
-    empty prompt, is for distillation. `sample` makes a preview from the student as it is.
+    empty prompt, is for distillation. `sample` makes the preview after each save, from the
+    student as it is.
     """
     distilled = settings.method == "distill"
     if distilled and null is None:
@@ -175,7 +180,7 @@ def _train(
     progress: Progress,
     resume: bool,
     recipe: dict[str, Any] | None,
-    sample: Callable[[Student], Tensor | None] | None,
+    sample: Sample | None,
 ) -> Trained:
     schedule = model.schedule
     accelerator = accelerator_for(settings, cpu=model.device.type == "cpu")
@@ -205,7 +210,7 @@ def _train(
         step,
         recipe_of(settings, **(recipe or {})),
         unaveraged=frozenset({"target"}),
-        preview=None if sample is None else lambda: sample(student),
+        preview=None if sample is None else lambda: sample(student, job.history),
     )
     with model.differentiable():
         return fit(job, settings, folder, accelerator, progress=progress, resume=resume)

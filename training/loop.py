@@ -62,7 +62,8 @@ class Job:
     """What a trainer hands to `fit`.
 
     `modules` are trained and saved under their names, each with an average of its weights unless it is in
-    `unaveraged`. `step(number, generator)` does one update with its `optimizers` and returns the losses to record.
+    `unaveraged`. `step(number, generator)` does one update with its `optimizers` and returns the losses to record, one
+    in HISTORY_EVERY in `history`. `preview` is called after each save.
     """
 
     modules: dict[str, nn.Module]
@@ -72,6 +73,7 @@ class Job:
     unaveraged: frozenset[str] = frozenset()
     preview: Callable[[], Tensor | None] | None = None
     rates: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -133,10 +135,10 @@ def fit(
     path = Path(folder, CHECKPOINT)
     plain = {name: accelerator.unwrap_model(module) for name, module in job.modules.items()}
     averages = {name: _average(m, settings.ema) for name, m in plain.items() if name not in job.unaveraged}
-    history: dict[str, list[float]] = {}
-    start = 0
+    history, start = job.history, 0
     if resume:
-        start, history = _restore(path, job, plain, averages)
+        start, before = _restore(path, job, plain, averages)
+        history.update(before)
     elif path.exists():
         raise ckpt.CheckpointError(f"{path}: there is a run here; resume it, or name another folder")
     ckpt.need_room(folder, sum(p.numel() * 16 for m in plain.values() for p in m.parameters()))

@@ -13,11 +13,17 @@ from .loop import HISTORY_EVERY
 
 
 def loss_curve(history: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
-    """One panel for each loss, smoothed over the raw values, logarithmic, as a PNG."""
+    """The curves of `loss_picture` as a PNG."""
+    save_picture(loss_picture(history), path)
+
+
+def loss_picture(history: Mapping[str, Sequence[float]]) -> Tensor:
+    """One panel for each loss, smoothed over the raw values, logarithmic: [3, H, W] in 0 .. 1."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = sorted(history)
-    figure = Figure(figsize=(6, 2.4 * max(1, len(names))), layout="constrained")
+    figure = Figure(figsize=(6, 2.4 * max(1, len(names))), dpi=120, layout="constrained")
     for k, name in enumerate(names):
         values = torch.tensor(history[name], dtype=torch.float64)
         steps = torch.arange(len(values)) * HISTORY_EVERY
@@ -26,8 +32,11 @@ def loss_curve(history: Mapping[str, Sequence[float]], path: str | os.PathLike[s
         axes.plot(steps.numpy(), running_mean(values, 20).numpy(), color="#1f5f8b", linewidth=1.6)
         axes.set(xlabel="step", ylabel=name, yscale="log")
         axes.grid(alpha=0.2)
-    with whole(path) as scratch:
-        figure.savefig(scratch, dpi=120, format="png")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+    width, height = canvas.get_width_height()
+    return pixels.view(height, width, 4)[..., :3].permute(2, 0, 1).float() / 255
 
 
 def running_mean(values: Tensor, width: int) -> Tensor:
