@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from ..training import report
 from ..training.adapters import LowRankLayers
 from ..training.checkpoint import CheckpointError, fingerprint
 from ..training.consistency import ConsistencySettings, train
-from ..training.examples import Examples, from_rows, join
+from ..training.examples import Examples, from_rows, join, take
 from ..training.loop import CHECKPOINT
 from ..training.students import GuidanceInput, Student, write_student
 from ._api import io, schema
 
-Loss = Mapping[str, list[float]]
+PROMPTS = (
+    "Their prompts: one for all, or several by Conditioning Combine, each for an equal share of the latents in order."
+)
 
 
 def _common(steps: int, rate: float) -> list[Any]:
@@ -109,9 +110,7 @@ class VelaturaDistillLcm(io.ComfyNode):
                 io.Latent.Input(
                     "latents", tooltip="Pictures to learn on, VAE-encoded, as a batch: some dozens or more."
                 ),
-                io.Conditioning.Input(
-                    "positive", tooltip="Their prompts: one for all, or (Conditioning Combine) one for each in order."
-                ),
+                io.Conditioning.Input("positive", tooltip=PROMPTS),
                 io.Conditioning.Input("negative", tooltip="What guidance leads away from: usually the empty prompt."),
                 *_common(200, 1e-4),
                 io.Combo.Input(
@@ -189,9 +188,7 @@ class VelaturaFinetuneLcm(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A few-step model: Apply LCM's, or Distill LCM's. It stays as it is."),
                 io.Latent.Input("latents", tooltip="The pictures to learn, VAE-encoded, as a batch."),
-                io.Conditioning.Input(
-                    "positive", tooltip="Their prompts: one for all, or (Conditioning Combine) one for each in order."
-                ),
+                io.Conditioning.Input("positive", tooltip=PROMPTS),
                 *_common(200, 1e-4),
                 _loss(),
                 _seed(),
@@ -308,15 +305,16 @@ def _scaled(model: LatentModel, latents: dict[str, Any]) -> Tensor:
 
 
 def _conditions(native: Any, count: int) -> Condition:
-    """A CONDITIONING of one entry for all latents, or one for each, as rows."""
+    """A CONDITIONING's entries as rows: one for all latents, or each for an equal share of them in order."""
     entries = [host().condition([entry]) for entry in native]
-    rows = [each.embedding.shape[0] for each in entries]
-    if sum(rows) not in (1, count):
+    given = join(entries, [each.embedding.shape[0] for each in entries])
+    prompts = given.embedding.shape[0]
+    if count % prompts:
         raise ValueError(
-            f"positive: expected one prompt, or one for each of {count} latents, got {sum(rows)} (Conditioning Combine "
-            "adds one to others)"
+            f"positive: expected one prompt, or one for each of {count} latents or for equal shares of them, got "
+            f"{prompts} (Conditioning Combine adds one to others)"
         )
-    return join(entries, rows)
+    return given if prompts == 1 else take(given, torch.arange(count) // (count // prompts))
 
 
 def _one(name: str, native: Any) -> Condition:

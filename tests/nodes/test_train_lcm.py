@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from velatura.core.lora import read_lora
 from velatura.hosts import folders, running
 from velatura.hosts import load as load_host
+from velatura.nodes import train_lcm
 from velatura.nodes.lcm import VelaturaLcmModel, VelaturaLcmSample
 from velatura.nodes.train_lcm import VelaturaDistillLcm, VelaturaFinetuneLcm
 
@@ -122,7 +123,10 @@ def test_a_name_that_is_taken_is_refused(graph, places):
         ({"name": "../mine"}, "name: expected letters"),
         ({"skip": 30}, "skip: expected a divisor of the schedule's 1000 timesteps, got 30"),
         ({"latents": {"samples": torch.zeros(2, 16, 8, 8)}}, r"latents: expected a batch \[B, 4, h, w\]"),
-        ({"latents": {"samples": torch.zeros(3, 4, 8, 8)}}, "positive: expected one prompt, or one for each of 3"),
+        (
+            {"latents": {"samples": torch.zeros(3, 4, 8, 8)}},
+            "positive: expected one prompt, .* each of 3 latents .*, got 4",
+        ),
         ({"omega_min": 5.0}, "omega_min, omega_max: expected 0 <= omega_min <= omega_max, got 5.0, 4.0"),
         ({"solver": "euler"}, "solver: expected one of ddim"),
     ],
@@ -136,3 +140,10 @@ def test_what_cannot_be_trained_is_refused_by_name(graph, places, change, messag
 def test_more_than_one_negative_is_refused(graph, places):
     with pytest.raises(ValueError, match="negative: expected one prompt, got 4"):
         VelaturaDistillLcm.execute(**graph | {"negative": graph["positive"]}, **DISTILL)
+
+
+def test_prompts_are_for_equal_shares_of_the_latents_in_order(graph):
+    rows = train_lcm._conditions(graph["positive"][:2], 4).embedding
+    first, second = (HOST.condition([entry]).embedding[0] for entry in graph["positive"][:2])
+    assert [torch.equal(row, first) for row in rows] == [True, True, False, False]
+    assert torch.equal(rows[3], second)
