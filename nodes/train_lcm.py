@@ -71,7 +71,12 @@ def _loss() -> io.Input:
 
 def _seed() -> io.Input:
     return io.Int.Input(
-        "seed", default=0, min=0, max=2**31 - 1, tooltip="All that is random in the training comes from it."
+        "seed",
+        default=0,
+        min=0,
+        max=2**31 - 1,
+        control_after_generate=False,  # a new seed for each run would be a new training each time
+        tooltip="All that is random in the training comes from it.",
     )
 
 
