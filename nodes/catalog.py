@@ -1,7 +1,17 @@
 """Every node of the pack, in the order in which people meet them."""
 
+from .interpolate import VelaturaLatentPath, VelaturaSlerpConditioning, VelaturaSlerpLatents
+from .inversion import VelaturaInvert, VelaturaInvertPair
 from .lcm import VelaturaLcmModel, VelaturaLcmSample, VelaturaLcmSampler, VelaturaLcmSchedule
 from .load import VelaturaDemoModel
+from .measure import VelaturaCompareImages
+from .reconstruct import (
+    VelaturaLoadInversion,
+    VelaturaMorph,
+    VelaturaPromptSwitchEdit,
+    VelaturaReconstruct,
+    VelaturaSaveInversion,
+)
 from .train_lcm import VelaturaDistillLcm, VelaturaFinetuneLcm
 
 NODES = [
@@ -12,4 +22,15 @@ NODES = [
     VelaturaLcmSchedule,
     VelaturaDistillLcm,
     VelaturaFinetuneLcm,
+    VelaturaSlerpLatents,
+    VelaturaSlerpConditioning,
+    VelaturaLatentPath,
+    VelaturaInvert,
+    VelaturaInvertPair,
+    VelaturaReconstruct,
+    VelaturaPromptSwitchEdit,
+    VelaturaMorph,
+    VelaturaSaveInversion,
+    VelaturaLoadInversion,
+    VelaturaCompareImages,
 ]

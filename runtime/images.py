@@ -89,6 +89,39 @@ def save_images(
     return results
 
 
+def save_webp(
+    images: Iterable[Tensor],
+    prefix: str,
+    *,
+    fps: float,
+    lossless: bool,
+    quality: int,
+    method: int,
+    hidden: HiddenHolder | None = None,
+) -> list[SavedResult]:
+    """A batch of images [H, W, 3] as one animation `prefix_00001_.webp`, its graph in the EXIF tags that ComfyUI reads.
+
+    ValueError as in `save_images`, or if the pictures are too large for the format.
+    """
+    from PIL import Image
+
+    batch = list(images)
+    if not batch:
+        return []
+    root = folders().of("output").absolute()
+    target = _inside(root, _fill(prefix, batch[0]))
+    frames = [Image.fromarray(to_bytes(image)) for image in batch]
+    exif = frames[0].getexif()
+    for tag, (name, text) in zip(range(0x0110, 0, -1), metadata(hidden).items(), strict=False):
+        exif[tag] = f"{name}:{text}"
+    file = target.with_name(f"{target.name}_{_next_number(target):05}_.webp")
+    options = {"lossless": lossless, "quality": quality, "method": method, "duration": int(1000 / fps)}
+    with whole_file(file) as stream:
+        frames[0].save(stream, "WEBP", save_all=True, append_images=frames[1:], exif=exif, **options)
+    subfolder = target.parent.relative_to(root).as_posix()
+    return [SavedResult(file.name, "" if subfolder == "." else subfolder, FolderType.output)]
+
+
 def _fill(prefix: str, image: Tensor) -> str:
     now = time.localtime()
     values = {"width": image.shape[1], "height": image.shape[0], "year": now.tm_year}

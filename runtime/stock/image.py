@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ...hosts import schema as io
 from ...hosts import ui
 from ...hosts.folders import folders
-from ..images import save_images
+from ..images import save_images, save_webp
 from ._node import StockNode, size_inputs
 from .resize import CROPS, IMAGE_METHODS, resize
 
@@ -245,4 +245,37 @@ class PreviewImage(StockNode):
         return io.NodeOutput(ui=ui.SavedImages(save_images(images, "ComfyUI_temp", io.FolderType.temp, cls.hidden)))
 
 
-NODES = [LoadImage, LoadImageMask, ImageScale, SaveImage, PreviewImage]
+class SaveAnimatedWEBP(StockNode):
+    """A film of the batch."""
+
+    METHODS: ClassVar = {"default": 4, "fastest": 0, "slowest": 6}
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SaveAnimatedWEBP",
+            display_name="SaveAnimatedWEBP",
+            category="image/animation",
+            description="Saves the pictures as one animation in the output folder, with its workflow inside.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames."),
+                io.String.Input("filename_prefix", default="ComfyUI", tooltip="The file is PREFIX_00001_.webp and on."),
+                io.Float.Input("fps", default=6.0, min=0.01, max=1000.0, step=0.01, tooltip="Frames each second."),
+                io.Boolean.Input("lossless", default=True, tooltip="Exact pixels, in larger files."),
+                io.Int.Input("quality", default=80, min=0, max=100, tooltip="Lossless: how hard to compress."),
+                io.Combo.Input("method", options=list(cls.METHODS), tooltip="Slower methods make smaller files."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, images: Tensor, filename_prefix: str, fps: float, lossless: bool, quality: int, method: str
+    ) -> io.NodeOutput:
+        how = {"lossless": lossless, "quality": quality, "method": cls.METHODS[method]}
+        saved = save_webp(images, filename_prefix, fps=fps, **how, hidden=cls.hidden)
+        return io.NodeOutput(ui=ui.SavedImages(saved, is_animated=True))
+
+
+NODES = [LoadImage, LoadImageMask, ImageScale, SaveImage, PreviewImage, SaveAnimatedWEBP]

@@ -24,7 +24,7 @@ _FILES = {"ckpt_name", "lora_name", "image"}
 def theirs(comfyui):
     """ComfyUI's node classes by id."""
     found = {}
-    for module in ("nodes", "comfy_extras.nodes_mask", "comfy_extras.nodes_custom_sampler"):
+    for module in ("nodes", *(f"comfy_extras.nodes_{name}" for name in ("mask", "custom_sampler", "images"))):
         found |= importlib.import_module(module).NODE_CLASS_MAPPINGS
     return found
 

@@ -68,6 +68,8 @@ def test_every_stock_node_is_there():
     samplers = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "KSamplerSelect", "BasicScheduler"}
     latents = {"EmptyLatentImage", "VAEEncode", "VAEDecode", "LatentUpscale", "RepeatLatentBatch", "LatentFromBatch"}
     images = {"LoadImage", "LoadImageMask", "ImageToMask", "MaskToImage", "ImageScale", "SaveImage", "PreviewImage"}
+    images |= {"SaveAnimatedWEBP"}
+    latents |= {"SetLatentNoiseMask"}
     assert set(STOCK) == loaders | prompts | samplers | latents | images
 
 
@@ -214,6 +216,24 @@ def test_saved_pictures_count_on_and_carry_their_workflow(place):
         assert np.abs(np.asarray(saved) / 255 - images[1].numpy()).max() < 1 / 255
     shown = STOCK["PreviewImage"].execute(images=images).ui.as_dict()["images"]
     assert [each["type"] for each in shown] == ["temp", "temp"] and len(list(place.temp.iterdir())) == 2
+
+
+def test_an_animation_keeps_its_frames_its_speed_and_its_workflow(place):
+    prompt, workflow = {"1": {"class_type": "SaveAnimatedWEBP"}}, {"nodes": []}
+    hidden = {Hidden.prompt: prompt, Hidden.extra_pnginfo: {"workflow": workflow}}
+    node = STOCK["SaveAnimatedWEBP"].PREPARE_CLASS_CLONE(hidden)
+    images = torch.rand(3, 8, 6, 3)
+    how = {"fps": 4.0, "lossless": True, "quality": 80, "method": "default"}
+    shown = node.execute(images=images, filename_prefix="film/morph", **how).ui.as_dict()
+    assert shown["animated"] == (True,) and shown["images"][0]["subfolder"] == "film"
+    with Image.open(place.output / "film" / shown["images"][0]["filename"]) as film:
+        assert film.n_frames == 3
+        film.seek(2)
+        film.load()
+        assert film.info["duration"] == 250
+        assert np.abs(np.asarray(film.convert("RGB")) / 255 - images[2].numpy()).max() < 1 / 255
+        assert film.getexif()[0x0110] == "prompt:" + json.dumps(prompt)
+        assert film.getexif()[0x010F] == "workflow:" + json.dumps(workflow)
 
 
 def test_alpha_becomes_a_mask_of_what_is_transparent(place):
