@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from velatura import hosts
+from velatura.core.consistency import consistency_steps, lcm_timesteps
 
 from .conftest import Server, velatura, write_lcm
 
@@ -130,7 +131,8 @@ def test_a_full_lcm_responds_to_omega_and_other_models_do_not(server: Server) ->
     assert bool((theirs["again"] == before).all())  # to the bit, in one graph with three patched clones
     assert psnr(theirs["low"], theirs["high"]) < 30
     assert psnr(theirs["high"], before) < 30
-    assert bool((theirs["single"] == theirs["high"]).all())
+    # The same tensor, but elsewhere in its file: a product's last digit may depend on where it lies in memory.
+    assert psnr(theirs["single"], theirs["high"]) >= 60
     assert psnr(theirs["cfg"], theirs["high"]) < 40
     for name in theirs:
         assert psnr(ours[name], theirs[name]) >= 40, name
@@ -226,3 +228,60 @@ def test_a_folder_of_half_precision_takes_guidance_too(
         half, _ = eps()
     assert (whole - plain).abs().max() > 0.05
     torch.testing.assert_close(half, whole, rtol=0, atol=2e-2)
+
+
+@pytest.fixture
+def native(comfyui: Path, sprites_folder: Path) -> Any:
+    with torch.inference_mode():
+        return hosts.load("comfyui").load_folder(sprites_folder)
+
+
+def drawn(native: Any, steps: int = 4) -> Tensor:
+    """What the LCM Sample node asks of the host."""
+    host = hosts.load("comfyui")
+    schedule = host.model(native[0]).schedule
+    sigmas = torch.cat([schedule.sigma(lcm_timesteps(steps)), torch.zeros(1)]).float()
+    with torch.inference_mode():
+        prompt = host.conditioning(host.text(native[1]).encode(["a red ball"]))
+        sampler = host.sampler("lcm", consistency_steps)
+        latent = {"samples": torch.zeros(1, 4, 16, 16)}
+        return host.sample(native[0], sampler, sigmas, prompt, None, 1.0, latent, 3)[0]["samples"]
+
+
+def test_every_step_shows_the_picture_so_far_in_the_models_colours(
+    native: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.utils
+    import latent_preview
+
+    shown: list[tuple[int, int, np.ndarray]] = []
+
+    def hook(value: int, total: int, preview: Any, **_: Any) -> None:
+        shown.append((value, total, np.asarray(preview[1], dtype=np.float64)))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Auto)
+    done = drawn(native)
+    assert [(value, total) for value, total, _ in shown] == [(step, 4) for step in range(1, 5)]
+    codec = hosts.load("comfyui").codec(native[2], native[0])
+    with torch.inference_mode():
+        picture = codec.decode(codec.scale(done))[0]
+    small = torch.nn.functional.avg_pool2d((picture + 1) * 127.5, 8).movedim(0, -1).numpy()
+    assert psnr(shown[-1][2], small) > 20  # and not the colours of Stable Diffusion's latents
+
+
+def test_a_cancel_stops_within_a_step(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management
+    import comfy.utils
+
+    calls: list[int] = []
+    hook = native[0].model.diffusion_model.register_forward_hook(lambda *_: calls.append(1))
+
+    def cancel(*_: Any, **__: Any) -> None:
+        raise comfy.model_management.InterruptProcessingException
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        drawn(native)
+    hook.remove()
+    assert len(calls) == 1
