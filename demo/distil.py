@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from ..training.students import GuidanceInput, Student, read_student, write_stud
 from . import architecture, data, lineart, measure, sprites
 from .runs import MODEL, SHIPPED, finish, this_process
 
+if TYPE_CHECKING:
+    from ..hosts.diffusers.model import DiffusersModel
+
 STYLES: dict[str, data.Style] = {"painted": data.captioned, "lineart": lineart.captioned}
 RESULT_FILE = "lcm.safetensors"
 LCM = MODEL.parent / "sprites-lcm.safetensors"  # the one that ships
@@ -29,9 +33,10 @@ GUIDANCE = 5.0  # what the shipped model is used at
 
 @dataclass(frozen=True)
 class ConsistencyRecipe(ConsistencySettings):
-    """`start_from`, another run of this kind or "shipped", is gone on from. `rank` and `layers` are the LoRA's;
-    `guidance_embedding`: the network is told omega."""
+    """`start_from`, another run of this kind or "shipped", is gone on from. `trained` is "lora", of `rank` and on
+    `layers`, or "full", the whole network; `guidance_embedding`: the network is told omega."""
 
+    trained: str = "lora"
     rank: int = 28
     layers: str = "all"
     guidance_embedding: bool = True
@@ -46,6 +51,10 @@ class ConsistencyRecipe(ConsistencySettings):
         for name in ("rank", "scenes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.trained not in ("lora", "full"):
+            raise ValueError(f"trained: expected 'lora' or 'full', got {self.trained!r}")
+        if self.trained == "full" and self.start_from:
+            raise ValueError("start_from: a whole network cannot go on from a LoRA; leave it out")
         if self.style not in STYLES:
             raise ValueError(f"style: expected one of {', '.join(STYLES)}, got {self.style!r}")
         if not 0 <= self.bare <= 1:
@@ -57,13 +66,13 @@ def train_recipe(r: ConsistencyRecipe, folder: Path, progress: Progress, resume:
     from ..hosts import load
 
     model, text, codec = load("diffusers").load_folder(MODEL)
+    quicken(model.unet)
     student = new_student(model, r)
     if r.start_from:
         start = LCM if r.start_from == SHIPPED else folder.parent / r.start_from / RESULT_FILE
         if not start.is_file():
             raise CheckpointError(f"{start}: no such result; run `velatura train {r.start_from}` first")
         read_student(start, student)
-    quicken(model.unet)
     encoder = text.towers[0].encoder
     examples = scenes(codec, encoder, r, folder / "latents", progress)
     null = encoded(encoder, architecture.tokenize([""]))
@@ -86,11 +95,19 @@ def train_recipe(r: ConsistencyRecipe, folder: Path, progress: Progress, resume:
     return {"loss": done.history["loss"][-1], "file": str(folder / RESULT_FILE)}
 
 
-def new_student(model: LatentModel, r: ConsistencyRecipe) -> Student:
+def new_student(model: DiffusersModel, r: ConsistencyRecipe) -> Student:
     """An untrained student: the model itself."""
     layers = model.layers()
-    lora = LowRankLayers(layers, r.rank, which=r.layers, seed=r.seed)
-    return Student(lora=lora, guidance=GuidanceInput(layers) if r.guidance_embedding else None)
+    guidance = GuidanceInput(layers) if r.guidance_embedding else None
+    if r.trained == "lora":
+        return Student(lora=LowRankLayers(layers, r.rank, which=r.layers, seed=r.seed), guidance=guidance)
+
+    def around(unet: nn.Module) -> Any:
+        other = copy.copy(model)  # not `with_unet`, which is for networks that are no longer trained
+        other.unet = unet
+        return other
+
+    return Student(network=copy.deepcopy(model.unet).requires_grad_(True), around=around, guidance=guidance)
 
 
 def scenes(codec: Any, encoder: nn.Module, r: ConsistencyRecipe, folder: Path, progress: Progress) -> Examples:
@@ -130,6 +147,7 @@ def sample_sheet(
         return torch.randn(shape, generator=generator).to(model.device)
 
     timesteps = lcm_timesteps(4, original_steps=len(model.schedule) // r.skip, count=len(model.schedule))
-    with student.applied(model.layers(), omega):
-        latent = consistency_sample(model, draw(), text.encode(prompts), timesteps, draw)
+    shown = model if student.around is None or student.network is None else student.around(student.network)
+    with student.applied(shown.layers(), omega):
+        latent = consistency_sample(shown, draw(), text.encode(prompts), timesteps, draw)
     return report.sheet((codec.decode(latent).float().cpu() + 1) / 2, 8)

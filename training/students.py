@@ -90,12 +90,13 @@ class Student(nn.Module):
 
 
 def tensors_of(student: Student) -> dict[str, Tensor]:
-    """A LoRA student as a file holds it, fp16: kohya's layout, and `time_embedding.cond_proj.weight` where it is told
-    the guidance."""
-    if student.lora is None:
-        raise ValueError("student: expected a LoRA; a whole network is saved as a model folder")
+    """A student as a file holds it, fp16: a LoRA in kohya's layout or a whole network under its own names, and
+    `time_embedding.cond_proj.weight` where it is told the guidance."""
     more = {} if student.guidance is None else {PROJECTION: student.guidance.weight.detach().half()}
-    return {**lora_tensors(student.lora.deltas()), **more}
+    if student.lora is not None:
+        return {**lora_tensors(student.lora.deltas()), **more}
+    network: Any = student.network
+    return {**{name: value.half() for name, value in network.state_dict().items()}, **more}
 
 
 def write_student(path: str | os.PathLike[str], student: Student, *, guidance: float | None = None) -> None:
