@@ -60,13 +60,14 @@ def encode_blocks(
     count: int,
     bare: float,
     style: Style = captioned,
+    made_by: str = "",
     process: tuple[int, int] = (0, 1),
     progress: Progress = no_progress,
 ) -> None:
     """Write the unscaled mean latents and token ids of `count` scenes, a file for each BLOCK of them.
 
     Files that are there and long enough stay: a broken-off encoding goes on. `process` (rank, of) takes its share of
-    the files.
+    the files. `made_by` names what else the latents depend on: the autoencoder and the style.
     """
     blocks = -(-count // BLOCK)
     mine = range(process[0], blocks, process[1])
@@ -80,19 +81,24 @@ def encode_blocks(
                 with torch.autocast("cpu", torch.bfloat16, enabled=image.device.type == "cpu"):
                     latents.append(encode_mean(vae, image.contiguous(memory_format=torch.channels_last)).half())
             ids = tokenize([caption for _, captions in parts for caption in captions]).to(torch.int16)
-            note = {"seed": seed, "bare": bare}
+            note = {"seed": seed, "bare": bare, "made_by": made_by}
             write_tensors(path, {"latents": torch.cat(latents), "ids": ids}, note)
         progress(done + 1, len(mine), None)
 
 
-def read_blocks(folder: str | os.PathLike[str], *, seed: int, count: int, bare: float) -> tuple[Tensor, Tensor]:
-    """Unscaled latents [count, C, h, w] fp16 and ids [count, L]. CheckpointError if they are of other scenes."""
+def read_blocks(
+    folder: str | os.PathLike[str], *, seed: int, count: int, bare: float, made_by: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Unscaled latents [count, C, h, w] fp16 and ids [count, L]. CheckpointError if they are of other scenes or made
+    otherwise."""
     latents, ids = [], []
     for block in range(-(-count // BLOCK)):
         path = Path(folder, f"{block:05d}.safetensors")
         tensors, note = read_tensors(path)
-        if (note["seed"], note["bare"]) != (seed, bare):
-            raise CheckpointError(f"{path}: latents of other scenes ({note}); delete {folder} to encode anew")
+        if (note["seed"], note["bare"], note.get("made_by", made_by)) != (seed, bare, made_by):
+            raise CheckpointError(
+                f"{path}: latents of other scenes or another autoencoder ({note}); delete {folder} to encode anew"
+            )
         latents.append(tensors["latents"])
         ids.append(tensors["ids"].long())
     return torch.cat(latents)[:count], torch.cat(ids)[:count]
