@@ -22,8 +22,10 @@ def run(
     folder: str | Path = release.MODEL,
     images: int | None = None,
     steps: int = 50,
+    half: bool = True,
 ) -> dict[str, Any]:
     """The figures of `velatura bench sprites`. `quick` takes fewer pictures; their number is among the figures.
+    `half`: the judged pictures are made under bfloat16 autocast, a third quicker on a CPU; the times are float32's.
 
     FileNotFoundError if the model is not there.
     """
@@ -42,7 +44,8 @@ def run(
 
     scenes = [sprites.draw(measure.HELD_OUT, part, 8).captions for part in torch.arange(count).split(64)]
     prompts = [caption for part in scenes for caption in part]
-    made = measure.generate(model, text, codec, prompts, seed=0, steps=steps, progress=progress)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        made = measure.generate(model, text, codec, prompts, seed=0, steps=steps, progress=progress)
     verdict = measure.judge(judge, made, kind, colour, place)
     figures |= {"accuracy_kind": verdict.kind, "accuracy_colour": verdict.colour, "accuracy_background": verdict.place}
     # Both sets stand before the same third one: pictures of the same captions would flatter the model.
