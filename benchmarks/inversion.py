@@ -24,8 +24,9 @@ from ..demo import captions, classifier, measure, release, sprites
 
 IMAGES, QUICK_IMAGES = 4, 1
 SMOOTH = release.MODEL.parent / "sprites-smooth.safetensors"
-EDIT_GUIDANCE, EDIT_RATIO = 2.5, 0.8
-"""The demo model's own guidance for edits; the paper's 7.5 oversaturates its colours."""
+EDIT_GUIDANCE, EDIT_RATIO = 1.5, 0.8
+"""With the source prompt as the null text, guidance multiplies what the prompts differ in; the paper's 7.5 is far too
+much for the demo model."""
 MARGIN = 8  # pixels around an object that count as inside
 
 
