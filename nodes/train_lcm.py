@@ -236,7 +236,7 @@ def _of_run(steps: int, batch: int, rate: float, skip: int, loss: str, seed: int
         "mu": 0.5,
         "ema": 0.99,
         "warmup": 10,
-        "save_every": 25,
+        "save_every": max(25, steps // 20),
         "precision": "bf16" if cuda else "no",
     }
 

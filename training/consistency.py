@@ -164,26 +164,24 @@ def train(
     if distilled and null is None:
         raise ValueError("null: distillation needs the condition of the empty prompt, to guide the teacher with")
     pair_timesteps(1, len(model.schedule), settings.skip, torch.Generator())
-    with torch.inference_mode(False):
-        return _train(
-            model, student, examples, null if distilled else None, settings, folder, progress, resume, recipe, sample
-        )
+    with torch.inference_mode(False), model.differentiable():
+        accelerator = accelerator_for(settings, cpu=model.device.type == "cpu")
+        job = _job(model, student, examples, null if distilled else None, settings, accelerator)
+        job.recipe = recipe_of(settings, **(recipe or {}))
+        job.preview = None if sample is None else lambda: sample(student, job.history)
+        return fit(job, settings, folder, accelerator, progress=progress, resume=resume)
 
 
-def _train(
+def _job(
     model: LatentModel,
     student: Student,
     examples: Examples,
     null: Condition | None,
     settings: ConsistencySettings,
-    folder: str | os.PathLike[str],
-    progress: Progress,
-    resume: bool,
-    recipe: dict[str, Any] | None,
-    sample: Sample | None,
-) -> Trained:
+    accelerator: Any,
+) -> Job:
+    """The step, and what it changes. Without `null` it is fine-tuning's."""
     schedule = model.schedule
-    accelerator = accelerator_for(settings, cpu=model.device.type == "cpu")
     target = copy.deepcopy(student).requires_grad_(False).to(accelerator.device)
     optimizer: Any = torch.optim.AdamW(student.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
     prepared, optimizer = accelerator.prepare(student, optimizer)
@@ -204,16 +202,8 @@ def _train(
         follow(target, student, settings.mu)
         return {"loss": loss.item()}
 
-    job = Job(
-        {"student": prepared, "target": target},
-        {"student": optimizer},
-        step,
-        recipe_of(settings, **(recipe or {})),
-        unaveraged=frozenset({"target"}),
-        preview=None if sample is None else lambda: sample(student, job.history),
-    )
-    with model.differentiable():
-        return fit(job, settings, folder, accelerator, progress=progress, resume=resume)
+    modules: dict[str, nn.Module] = {"student": prepared, "target": target}
+    return Job(modules, {"student": optimizer}, step, {}, unaveraged=frozenset({"target"}))
 
 
 @torch.no_grad()
