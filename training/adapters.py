@@ -11,11 +11,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..core.lora import LowRank, LowRankDeltas, Target
@@ -142,4 +143,5 @@ def write_weights(
     """A safetensors file with a plain header, as other programs read it, whole or not at all."""
     packed = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
     with whole(path) as scratch:
-        save_file(packed, scratch, metadata={"format": "pt", **(header or {})})
+        # Not save_file: its files are for nobody but the user, and a model folder may be shared.
+        Path(scratch).write_bytes(save(packed, metadata={"format": "pt", **(header or {})}))
