@@ -61,7 +61,7 @@ def test_a_picture_is_inverted_remade_and_edited(server: Server) -> None:
 def test_a_direct_inversion_is_the_same_in_both_hosts(server: Server, pack: Any) -> None:
     prompt = with_pictures(inverted("direct"))
     theirs = [pixels(each) for each in server.pictures(prompt)]
-    assert psnr(theirs[1], theirs[3]) > 30  # what is left is the autoencoder's
+    assert np.abs(theirs[0] - theirs[1]).max() <= 1
     file = server.base / "inversion.json"
     file.write_text(json.dumps(prompt))
     ours = velatura(pack, "run", str(file), "--out", str(server.base / "runtime"))["files"]
