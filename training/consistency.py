@@ -32,6 +32,7 @@ Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
 
 METHODS = ("distill", "finetune")
 LOSSES = ("huber", "l2")
+WEIGHTINGS = ("none", "signal")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class ConsistencySettings(Settings):
     """`method` is "distill" (LCD) or "finetune" (LCF); `skip` the k of the papers, a divisor of the schedule's length;
     `solver` one of core's SOLVERS. omega is uniform in `omega_min` .. `omega_max`. `loss` is "huber" (with constant
     `huber_c`) or "l2"; `mu` the target's memory.
+
+    `weighting` "none" is the paper's; "signal" weighs each sample by sqrt(abar_t). An error of the network's noise is
+    sigma_t / alpha_t times as large in z_0: unweighted, the noisiest timesteps have fifty times the gradient of the
+    cleanest, on whose precision all the others rest.
     """
 
     method: str = "distill"
@@ -49,10 +54,16 @@ class ConsistencySettings(Settings):
     loss: str = "huber"
     huber_c: float = 0.001
     mu: float = 0.95
+    weighting: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("method", METHODS), ("solver", tuple(SOLVERS)), ("loss", LOSSES)):
+        for name, known in (
+            ("method", METHODS),
+            ("solver", tuple(SOLVERS)),
+            ("loss", LOSSES),
+            ("weighting", WEIGHTINGS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.skip < 1:
@@ -95,11 +106,12 @@ def guided_noise(
     return evaluate
 
 
-def distance(a: Tensor, b: Tensor, loss: str, c: float) -> Tensor:
+def distance(a: Tensor, b: Tensor, loss: str, c: float, weight: Tensor | None = None) -> Tensor:
     """d(a, b): squared error, or pseudo-Huber sqrt((a - b)^2 + c^2) - c, a mean over everything (the released code's
-    form)."""
+    form), each sample with its `weight` [B]."""
     error = (a - b).float().square()
-    return error.mean() if loss == "l2" else ((error + c**2).sqrt() - c).mean()
+    each = error if loss == "l2" else (error + c**2).sqrt() - c
+    return each.mean() if weight is None else (weight.to(each) * each.flatten(1).mean(1)).mean()
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,8 @@ def _job(
             wanted = predicted(schedule, target, model, z_s, r.s, condition, r.omega)
         with accelerator.autocast():
             found = predicted(schedule, prepared, model, z_t, r.t, condition, r.omega)
-        loss = distance(found, wanted, settings.loss, settings.huber_c)
+        weight = schedule.alpha_bar(r.t).sqrt() if settings.weighting == "signal" else None
+        loss = distance(found, wanted, settings.loss, settings.huber_c, weight)
         descend(accelerator, loss, prepared, [optimizer], settings.clip)
         follow(target, student, settings.mu)
         return {"loss": loss.item()}

@@ -118,6 +118,8 @@ def test_the_losses():
     a, b = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 0.0])
     assert float(consistency.distance(a, b, "l2", 1.0)) == pytest.approx(4.5)
     assert float(consistency.distance(a, b, "huber", 4.0)) == pytest.approx(0.5)
+    weighed = consistency.distance(a[:, None], b[:, None], "l2", 1.0, torch.tensor([0.5, 1.0]))
+    assert float(weighed) == pytest.approx(2.25)
 
 
 # A small network for the trainer itself.
