@@ -64,7 +64,9 @@ def _with_lora(model: Any, clip: Any, name: str, strength: float, clip_strength:
         return model, clip
     path = model_file("loras", name)
     try:
-        return HOST.with_lora(model, clip, read_lora(read_weights(path)), strength, clip_strength)
+        # ComfyUI's loader leaves a guidance embedding out, as it does all it does not know: Apply LCM reads it.
+        weights = {key: value for key, value in read_weights(path).items() if not key.endswith("cond_proj.weight")}
+        return HOST.with_lora(model, clip, read_lora(weights), strength, clip_strength)
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
 

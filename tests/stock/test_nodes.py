@@ -147,7 +147,7 @@ def test_pictures_are_coded_in_cells_of_the_latent(parts):
         call("VAEEncode", pixels=pixels[:, :5], vae=vae)
 
 
-def lora(folder, model, name="style.safetensors"):
+def lora(folder, model, name="style.safetensors", **more):
     name_of = next(n for n, _ in model.unet.named_parameters() if n.endswith("attn1.to_q.weight"))
     size = model.unet.get_parameter(name_of).shape[0]
     generator = torch.Generator().manual_seed(0)
@@ -155,7 +155,18 @@ def lora(folder, model, name="style.safetensors"):
     (folder / "loras").mkdir(exist_ok=True)
     weights = {f"unet.{key}.lora_A.weight": torch.randn(2, size, generator=generator)}
     weights[f"unet.{key}.lora_B.weight"] = torch.randn(size, 2, generator=generator)
-    save_file(weights, folder / "loras" / name)
+    save_file({**weights, **more}, folder / "loras" / name)
+
+
+def test_a_guidance_embedding_beside_the_factors_is_left_out_as_in_comfyui(parts, place):
+    model = parts[0]
+    lora(place.models, model)
+    lora(place.models, model, "few.safetensors", **{"time_embedding.cond_proj.weight": torch.ones(96, 256)})
+    few, plain = (
+        call("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=1.0)[0]
+        for name in ("few.safetensors", "style.safetensors")
+    )
+    assert torch.equal(ksampler((few, *parts[1:]))["samples"], ksampler((plain, *parts[1:]))["samples"])
 
 
 def test_loras_are_added_and_taken_back(parts, place):
