@@ -31,6 +31,7 @@ def run(
     file: str | Path = LCM,
     images: int | None = None,
     half: bool = True,
+    rounds: int = 15,
 ) -> dict[str, Any]:
     """The figures of `velatura bench lcm`. An accuracy is the mean over kind, colour and background. `half`: pictures
     are made under bfloat16 autocast.
@@ -74,7 +75,7 @@ def run(
     figures["fid_ddim_50"], figures["accuracy_ddim_50"] = judged(measure.by_ddim(model, 50, GUIDANCE))
     figures["fid_real"] = judge.fid_real
     figures["scheduler_max_error"] = _diffusers.scheduler_max_error()
-    figures |= speed(few, text)
+    figures |= speed(few, text, rounds=rounds)
     return figures
 
 
