@@ -28,7 +28,10 @@ def run(
     steps: int = 48,
     batch: int = 16,
     images: int = 128,
+    scenes: int = 1024,
     skips: tuple[int, ...] = SKIPS,
+    captions: int = 16,
+    each: int = 6,
     plot: str | Path | None = PLOT,
 ) -> dict[str, Any]:
     """`fid_SOLVER_SKIP` and `accuracy_SOLVER_SKIP` of four steps after equally many steps of training; `accuracy_w` and
@@ -46,7 +49,7 @@ def run(
         for done, (solver, skip) in enumerate(runs):
             recipe = distil.ConsistencyRecipe(
                 steps=steps, batch=batch, solver=solver, skip=skip, rate=1e-3, warmup=5, cooldown=0.3, ema=0.9,
-                omega_min=4.0, omega_max=4.0, guidance_embedding=False, precision="bf16", scenes=1024, scenes_seed=7,
+                omega_min=4.0, omega_max=4.0, guidance_embedding=False, precision="bf16", scenes=scenes, scenes_seed=7,
             )  # fmt: skip
 
             def shown(step: int, total: int, preview: Any = None, done: int = done) -> None:
@@ -57,7 +60,7 @@ def run(
                 made = measure.pictures(model, text, codec, judge.prompts, lcm.consistently(model, timesteps), seed=0)
             figures[f"fid_{solver}_{skip}"], figures[f"accuracy_{solver}_{skip}"] = judge(made)
     if lcm.LCM.exists():
-        figures |= guidance(model, text, codec, judge)
+        figures |= guidance(model, text, codec, judge, captions, each)
     if plot is not None:
         draw(figures, skips, plot)
     return figures
@@ -77,7 +80,7 @@ def student_of(
         yield
 
 
-def guidance(model: Any, text: Any, codec: Any, judge: lcm.Judge, captions: int = 16, each: int = 6) -> dict[str, Any]:
+def guidance(model: Any, text: Any, codec: Any, judge: lcm.Judge, captions: int, each: int) -> dict[str, Any]:
     """Accuracy and diversity of the shipped few-step model for each guidance scale."""
     figures: dict[str, Any] = {"accuracy_w": {}, "diversity_w": {}}
     scenes = sprites.draw(measure.HELD_OUT, range(captions), 8)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from velatura.benchmarks import autoencoders, lcm
+from velatura.benchmarks import autoencoders, lcm, lcm_ablations
 
 STEPS = {"1", "2", "4", "8"}
 
@@ -29,3 +29,13 @@ def test_every_kind_of_autoencoder_is_trained_and_measured():
             assert math.isfinite(figures[f"psnr_{kind}_f{factor}"])
             assert 0 < figures[f"ssim_{kind}_f{factor}"] < 1
     assert 1 <= figures["entries_used_vq_f8"] <= 1024
+
+
+def test_the_ablations_train_and_draw(tmp_path):
+    if not lcm.LCM.exists():
+        pytest.skip("the few-step model is not shipped")
+    plot = tmp_path / "ablations.png"
+    figures = lcm_ablations.run(steps=1, batch=2, images=4, scenes=4, skips=(50,), captions=1, each=2, plot=plot)
+    assert all(math.isfinite(figures[f"fid_{solver}_{skip}"]) for solver in lcm_ablations.SOLVERS for skip in (50,))
+    assert set(figures["diversity_w"]) == {f"{w:g}" for w in lcm_ablations.GUIDANCES}
+    assert plot.stat().st_size > 0
