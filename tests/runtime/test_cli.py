@@ -186,7 +186,11 @@ def test_ctrl_c_cancels_within_a_step_and_leaves_nothing(place):
     """From outside, as a user does it."""
     write(place, picture(steps=2000))
     command = [sys.executable, "-m", "velatura.runtime", "run", "flow.json", "--out", "here"]
-    process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    # A shell's background job ignores Ctrl+C and hands that on; a user's terminal does not.
+    process = subprocess.Popen(
+        command, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stderr is not None
     seen = b""
     while b"KSampler" not in seen and process.poll() is None:
