@@ -14,12 +14,11 @@ from torch import Tensor
 from ..core.consistency import consistency_sample, lcm_timesteps
 from ..core.lcm_file import read_lcm
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
-from ..demo import classifier, measure, release, sprites
+from ..demo import classifier, distil, measure, release, sprites
 from . import _diffusers
 
 STEPS = (1, 2, 4, 8)
-GUIDANCE = 5.0  # classifier-free guidance w; a guidance-distilled network is told omega = w - 1
-LCM = release.MODEL.parent / "sprites-lcm.safetensors"
+GUIDANCE = distil.GUIDANCE  # classifier-free guidance w; a guidance-distilled network is told omega = w - 1
 IMAGES, QUICK_IMAGES = 400, 64
 
 
@@ -28,7 +27,7 @@ def run(
     *,
     quick: bool = False,
     folder: str | Path = release.MODEL,
-    file: str | Path = LCM,
+    file: str | Path = distil.LCM,
     images: int | None = None,
     half: bool = True,
     rounds: int = 15,
@@ -95,7 +94,7 @@ class Judge:
         return measure.frechet(seen.features, self.truth), (seen.kind + seen.colour + seen.place) / 3
 
 
-def few_step(model: Any, file: str | Path = LCM, guidance: float = GUIDANCE) -> Any:
+def few_step(model: Any, file: str | Path = distil.LCM, guidance: float = GUIDANCE) -> Any:
     """The demo model with a few-step file: its LoRA, and its guidance embedding told omega = guidance - 1."""
     from safetensors.torch import load_file
 

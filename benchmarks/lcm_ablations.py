@@ -59,8 +59,7 @@ def run(
                 timesteps = lcm_timesteps(4, original_steps=1000 // skip)
                 made = measure.pictures(model, text, codec, judge.prompts, lcm.consistently(model, timesteps), seed=0)
             figures[f"fid_{solver}_{skip}"], figures[f"accuracy_{solver}_{skip}"] = judge(made)
-    if lcm.LCM.exists():
-        figures |= guidance(model, text, codec, judge, captions, each)
+    figures |= guidance(model, text, codec, judge, captions, each)
     if plot is not None:
         draw(figures, skips, plot)
     return figures
@@ -109,11 +108,10 @@ def draw(figures: dict[str, Any], skips: tuple[int, ...], path: str | Path) -> N
         left.plot([str(k) for k in skips], [figures[f"fid_{solver}_{k}"] for k in skips], marker="o", label=solver)
     left.set(xlabel="skipping step k", ylabel="FID, 4 steps", title=f"{figures['steps']} steps of distillation")
     left.legend()
-    if "accuracy_w" in figures:
-        right.plot(figures["accuracy_w"].keys(), figures["accuracy_w"].values(), marker="o", color="#1f5f8b")
-        right.set(xlabel="guidance w = 1 + omega", ylabel="accuracy", title="accuracy (solid), diversity (dashed)")
-        other = right.twinx()
-        other.plot(figures["diversity_w"].keys(), figures["diversity_w"].values(), "--", marker="s", color="#b0662f")
-        other.set_ylabel("diversity")
+    right.plot(figures["accuracy_w"].keys(), figures["accuracy_w"].values(), marker="o", color="#1f5f8b")
+    right.set(xlabel="guidance w = 1 + omega", ylabel="accuracy", title="accuracy (solid), diversity (dashed)")
+    other = right.twinx()
+    other.plot(figures["diversity_w"].keys(), figures["diversity_w"].values(), "--", marker="s", color="#b0662f")
+    other.set_ylabel("diversity")
     with whole(path) as scratch:
         figure.savefig(scratch, dpi=110, format="png")

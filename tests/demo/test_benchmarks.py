@@ -2,16 +2,12 @@
 
 import math
 
-import pytest
-
 from velatura.benchmarks import autoencoders, lcm, lcm_ablations
 
 STEPS = {"1", "2", "4", "8"}
 
 
-def test_the_few_step_table_has_every_figure(sprites_folder):
-    if not lcm.LCM.exists():
-        pytest.skip("the few-step model is not shipped")
+def test_the_few_step_table_has_every_figure():
     figures = lcm.run(images=4, rounds=1)
     for name in ("fid_ddim", "fid_dpmpp", "fid_lcm", "accuracy_ddim", "accuracy_dpmpp", "accuracy_lcm"):
         assert set(figures[name]) == STEPS, name
@@ -32,8 +28,6 @@ def test_every_kind_of_autoencoder_is_trained_and_measured():
 
 
 def test_the_ablations_train_and_draw(tmp_path):
-    if not lcm.LCM.exists():
-        pytest.skip("the few-step model is not shipped")
     plot = tmp_path / "ablations.png"
     figures = lcm_ablations.run(steps=1, batch=2, images=4, scenes=4, skips=(50,), captions=1, each=2, plot=plot)
     assert all(math.isfinite(figures[f"fid_{solver}_{skip}"]) for solver in lcm_ablations.SOLVERS for skip in (50,))
