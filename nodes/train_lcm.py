@@ -232,7 +232,7 @@ def _of_run(steps: int, batch: int, rate: float, skip: int, loss: str, seed: int
         "rate": rate,
         "skip": skip,
         "loss": loss,
-        "weighting": "signal",
+        "weighting": "snr",
         "seed": seed,
         "mu": 0.5,
         "ema": 0.99,

@@ -32,7 +32,7 @@ Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
 
 METHODS = ("distill", "finetune")
 LOSSES = ("huber", "l2")
-WEIGHTINGS = ("none", "signal")
+WEIGHTINGS = ("none", "signal", "snr")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class ConsistencySettings(Settings):
     `solver` one of core's SOLVERS. omega is uniform in `omega_min` .. `omega_max`. `loss` is "huber" (with constant
     `huber_c`) or "l2"; `mu` the target's memory.
 
-    `weighting` "none" is the paper's; "signal" weighs each sample by sqrt(abar_t). An error of the network's noise is
-    sigma_t / alpha_t times as large in z_0: unweighted, the noisiest timesteps have fifty times the gradient of the
-    cleanest, on whose precision all the others rest.
+    `weighting` "none" is the paper's; "signal" weighs each sample by sqrt(abar_t), "snr" by the signal-to-noise ratio,
+    at most 20. An error of the network's noise is sigma_t / alpha_t times as large in z_0: unweighted, the noisiest
+    timesteps have fifty times the gradient of the cleanest, on whose precision all the others rest. "snr" asks the same
+    precision of the noise everywhere; in short trainings it brings the cleaner timesteps down several times as fast.
     """
 
     method: str = "distill"
@@ -112,6 +113,14 @@ def distance(a: Tensor, b: Tensor, loss: str, c: float, weight: Tensor | None = 
     error = (a - b).float().square()
     each = error if loss == "l2" else (error + c**2).sqrt() - c
     return each.mean() if weight is None else (weight.to(each) * each.flatten(1).mean(1)).mean()
+
+
+def loss_weight(schedule: NoiseSchedule, t: Tensor, weighting: str) -> Tensor | None:
+    """One of WEIGHTINGS for each sample, [B]; None for none."""
+    if weighting == "none":
+        return None
+    abar = schedule.alpha_bar(t)
+    return abar.sqrt() if weighting == "signal" else (abar / (1 - abar)).clamp(max=20.0)
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,7 @@ def _job(
             wanted = predicted(schedule, target, model, z_s, r.s, condition, r.omega)
         with accelerator.autocast():
             found = predicted(schedule, prepared, model, z_t, r.t, condition, r.omega)
-        weight = schedule.alpha_bar(r.t).sqrt() if settings.weighting == "signal" else None
+        weight = loss_weight(schedule, r.t, settings.weighting)
         loss = distance(found, wanted, settings.loss, settings.huber_c, weight)
         descend(accelerator, loss, prepared, [optimizer], settings.clip)
         follow(target, student, settings.mu)

@@ -122,6 +122,18 @@ def test_the_losses():
     assert float(weighed) == pytest.approx(2.25)
 
 
+def test_weighed_by_snr_every_timestep_asks_the_same_precision_of_the_noise():
+    t = torch.tensor([299, 599, 999])
+    z_0 = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
+    found = SCHEDULE.x0_from_epsilon(z_0, z_0 + 0.1, t) - SCHEDULE.x0_from_epsilon(z_0, z_0, t)
+    weights = consistency.loss_weight(SCHEDULE, t, "snr")
+    assert weights is not None
+    each = [float(consistency.distance(found[i, None], z_0[:1], "l2", 1.0, weights[i, None])) for i in range(3)]
+    assert each == pytest.approx([0.01] * 3)
+    assert float(consistency.loss_weight(SCHEDULE, torch.tensor([0]), "snr")) == 20.0
+    assert consistency.loss_weight(SCHEDULE, t, "none") is None
+
+
 # A small network for the trainer itself.
 
 UNET = {
