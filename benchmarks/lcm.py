@@ -16,10 +16,12 @@ from ..core.lcm_file import read_lcm
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
 from ..demo import classifier, distil, measure, release, sprites
 from . import _diffusers
+from ._comfyui import measured
 
 STEPS = (1, 2, 4, 8)
 GUIDANCE = distil.GUIDANCE  # classifier-free guidance w; a guidance-distilled network is told omega = w - 1
 IMAGES, QUICK_IMAGES = 400, 64
+PROMPT = "a red glass ball, warm sunset from the left"  # of the timed samples
 
 
 def run(
@@ -75,6 +77,7 @@ def run(
     figures["fid_real"] = judge.fid_real
     figures["scheduler_max_error"] = _diffusers.scheduler_max_error()
     figures |= speed(few, text, rounds=rounds)
+    figures |= in_comfyui(file, folder, rounds)
     return figures
 
 
@@ -133,7 +136,7 @@ def consistently(model: LatentModel, timesteps: Tensor) -> measure.Sample:
 @torch.no_grad()
 def speed(few: Any, text: Any, steps: int = 4, rounds: int = 15) -> dict[str, float]:
     """Seconds of a sampling step over those of a bare UNet call, ours and diffusers' pipeline, by turns."""
-    condition = text.encode(["a red glass ball, warm sunset from the left"])
+    condition = text.encode([PROMPT])
     shape = (1, few.latent_channels, 16, 16)
     noise, generator = torch.randn(shape), torch.Generator()
     width = few.unet.config.time_cond_proj_dim
@@ -149,6 +152,13 @@ def speed(few: Any, text: Any, steps: int = 4, rounds: int = 15) -> dict[str, fl
     contestants = {"bare": bare, "ours": ours}
     if width is not None:
         contestants["diffusers"] = _diffusers.pipeline(few.unet, condition.embedding, noise, steps, GUIDANCE)
+    names = {"ours": "step_over_unet", "diffusers": "step_over_unet_diffusers"}
+    return {names[name]: ratio for name, ratio in ratios(contestants, rounds).items()}
+
+
+def ratios(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median over rounds of each contestant's seconds over those of "bare", taken by turns so that whatever else the
+    machine does falls on all."""
     runs: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, function in contestants.items():
@@ -156,9 +166,16 @@ def speed(few: Any, text: Any, steps: int = 4, rounds: int = 15) -> dict[str, fl
             function()
             if turn:  # the first warms up
                 runs[name].append(time.perf_counter() - began)
-    names = {"ours": "step_over_unet", "diffusers": "step_over_unet_diffusers"}
-    return {
-        names[name]: median(a / b for a, b in zip(seconds, runs["bare"], strict=True))
-        for name, seconds in runs.items()
-        if name in names
-    }
+    bare = runs.pop("bare")
+    return {name: median(a / b for a, b in zip(seconds, bare, strict=True)) for name, seconds in runs.items()}
+
+
+def in_comfyui(file: str | Path, folder: str | Path, rounds: int) -> dict[str, float]:
+    """`speed` in ComfyUI, beside its KSampler's `lcm`. Nothing where there is no ComfyUI, or the file is another than
+    the shipped one."""
+    if Path(file) != distil.LCM:
+        return {}
+    job = {"folder": str(folder), "prompt": PROMPT, "steps": 4, "rounds": rounds}
+    found = measured("few_steps", job)
+    names = {"ours": "step_over_unet_comfyui", "ksampler": "step_over_unet_ksampler_lcm"}
+    return {} if found is None else {names[name]: ratio for name, ratio in found.items()}

@@ -1,14 +1,11 @@
 """What the hosts add to the network: time per sampling step over one bare UNet call, import time, and whether both draw
 the same picture.
 
-ComfyUI's half runs in a process of its own, with the interpreter that COMFYUI_PYTHON names, where COMFYUI_PATH names a
-checkout.
+ComfyUI's half runs where COMFYUI_PATH names a checkout.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from ..core.protocols import Progress, no_progress
+from ._comfyui import measured
 
 PROMPT, SEED, STEPS, CFG = "a red glass ball, warm sunset from the left", 7, 20, 5.0
 FOLDER = Path(__file__).resolve().parent.parent / "demo" / "models" / "sprites"
@@ -108,19 +106,10 @@ def runtime_half() -> tuple[float, Any]:
 
 def comfyui_half() -> tuple[float | None, Any]:
     """The same in ComfyUI, or (None, None) where there is none."""
-    home = os.environ.get("COMFYUI_PATH")
-    if not home:
-        return None, None
     from safetensors.torch import load_file
 
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    script = Path(__file__).with_name("overhead_comfyui.py")
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "image.safetensors")
         job = {"folder": str(FOLDER), "prompt": PROMPT, "seed": SEED, "steps": STEPS, "cfg": CFG, "out": str(out)}
-        done = subprocess.run(
-            [python, str(script), json.dumps(job)], capture_output=True, text=True, cwd=home, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"ComfyUI in {home} did not run the benchmark:\n{done.stderr[-2000:]}")
-        return json.loads(done.stdout.splitlines()[-1])["ratio"], load_file(out)["image"]
+        figures = measured("overhead", job)
+        return (None, None) if figures is None else (figures["ratio"], load_file(out)["image"])

@@ -21,7 +21,7 @@ MAY_USE = {
 # The benchmark's half that runs inside ComfyUI is a script of its own, not a module of the pack; the one that measures
 # diffusers' samplers beside ours has to run them.
 GUARDED = {
-    "comfy": ("hosts/comfyui", "benchmarks/overhead_comfyui.py"),
+    "comfy": ("hosts/comfyui", "benchmarks/_comfyui.py"),
     "comfy_extras": ("hosts/comfyui",),
     "diffusers": ("hosts/diffusers", "benchmarks/_diffusers.py"),
     "transformers": ("hosts/diffusers",),
