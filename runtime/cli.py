@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--input", metavar="DIR", default="input", help="where Load Image looks (default: input)")
     run.set_defaults(command=_run)
 
+    _add_serve(commands)
+
     nodes = commands.add_parser("nodes", help="list the nodes, or describe one")
     nodes.add_argument("node", metavar="NODE", nargs="?", help="a node's id")
     nodes.set_defaults(command=_nodes)
@@ -86,6 +88,31 @@ def parser() -> argparse.ArgumentParser:
     for each in (run, nodes, bench, train):
         each.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     return top
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="open the graph in the browser",
+        description="Serve ComfyUI's frontend and API on this runtime, until Ctrl+C.",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
+    serve.add_argument("--port", type=int, default=8188, help="the port; 0 takes a free one (default: 8188)")
+    serve.add_argument("--user-dir", metavar="DIR", help="where workflows and settings live (default: the data folder)")
+    serve.add_argument("--out", metavar="DIR", default="output", help="where saved files go (default: output)")
+    serve.add_argument("--input", metavar="DIR", default="input", help="where uploads go (default: input)")
+    name = "a further name under which browsers may reach it, behind a proxy for one (may be repeated)"
+    serve.add_argument("--allow-host", metavar="NAME", action="append", default=[], help=name)
+    serve.add_argument("--open", action="store_true", help="open a browser")
+    serve.set_defaults(command=_serve, json=False)
+
+
+def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
+    from .commands import serve
+
+    folders = {"out": arguments.out, "input_": arguments.input, "user": arguments.user_dir}
+    names = tuple(arguments.allow_host)
+    return serve(arguments.host, arguments.port, **folders, names=names, show_page=arguments.open)
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import importlib
 import json
 import os
 import pkgutil
+import tempfile
 import time
+import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,32 @@ def run(file: str, settings: list[str], out: str, input_: str, show: bool) -> di
         "outputs": outcome.shown,
         "files": files,
     }
+
+
+def serve(
+    host: str, port: int, *, out: str, input_: str, user: str | None, names: tuple[str, ...], show_page: bool
+) -> dict[str, Any]:
+    """Serve the frontend and its API until the user stops it. The temporary folder lives as long."""
+    try:
+        from .server.config import Config, data_folder
+        from .server.serve import serve as run_server
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        raise OSError('serving needs two packages more: pip install "velatura[serve]"') from error
+
+    def ready(address: str) -> None:
+        say(f"Velatura is at {address} (Ctrl+C stops it)")
+        if show_page:
+            webbrowser.open(address)
+
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port: expected a number from 0 to 65535, got {port}")
+    with tempfile.TemporaryDirectory(prefix="velatura-", ignore_cleanup_errors=True) as temp:
+        folders = Folders(input=Path(input_), output=Path(out), temp=Path(temp))
+        _writable(folders.output)
+        run_server(Config(host, port, Path(user) if user else data_folder(), folders, names), ready)
+    return {}
 
 
 def _silent(name: str, data: dict[str, Any]) -> None:

@@ -18,14 +18,22 @@ Prompt = dict[str, Any]
 Schemas = Mapping[str, widgets.Schema]
 
 
-def check(prompt: Prompt, nodes: Nodes, schemas: Schemas, known: Sequence[Problem] = ()) -> Prompt:
+def check(
+    prompt: Prompt,
+    nodes: Nodes,
+    schemas: Schemas,
+    known: Sequence[Problem] = (),
+    *,
+    ends: Sequence[str] | None = None,
+) -> Prompt:
     """The graph with every constant in its input's type. WorkflowError lists all problems, `known` ones included.
 
-    Only what an output node needs is checked in full; a class that nobody knows is a problem wherever it stands.
+    Only what `ends` need, by default all output nodes, is checked in full; a class that nobody knows is a problem
+    wherever it stands.
     """
     problems = list(known)
     problems += [_unknown(id_, node, schemas) for id_, node in prompt.items() if node["class_type"] not in schemas]
-    ends = outputs(prompt, schemas)
+    ends = [each for each in outputs(prompt, schemas) if ends is None or each in ends]
     if not ends and not problems:
         problems.append(
             Problem("prompt_no_outputs", "nothing to do: the workflow has no output node (such as Save Image)")
