@@ -53,8 +53,14 @@ async def _hang_up(app: web.Application) -> None:
 
 async def _work(app: web.Application) -> AsyncIterator[None]:
     server = app[SERVER]
-    for folder in (server.config.user, server.config.folders.output, server.config.folders.input):
-        await asyncio.to_thread(history.sweep, folder)
+    await asyncio.to_thread(_tidy, server.config)
     await server.queue.start()
     yield
     await server.queue.close()
+
+
+def _tidy(config: Config) -> None:
+    for name in userdata.FOLDERS:
+        (config.documents / name).mkdir(parents=True, exist_ok=True)
+    for folder in (config.user, config.folders.output, config.folders.input):
+        history.sweep(folder)

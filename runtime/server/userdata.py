@@ -14,6 +14,8 @@ from .bodies import BadBody, answer, read
 from .paths import below, contained
 from .state import SERVER
 
+FOLDERS = ("workflows", "subgraphs")
+"""What the page always lists."""
 _TYPES = {".json": "application/json", ".css": "text/css", ".txt": "text/plain"}
 
 
@@ -44,8 +46,7 @@ async def list_files(request: web.Request) -> web.Response:
         raise BadBody("dir: expected the name of a folder")
     folder = below(root, asked)
     if not folder.is_dir():
-        # The frontend asks for folders that come to be with their first file.
-        return answer([], status=404)
+        raise web.HTTPNotFound
     recurse, full, split = (_flag(request, each) for each in ("recurse", "full_info", "split"))
 
     def entries() -> list[Any]:
@@ -89,6 +90,9 @@ async def get_file(request: web.Request) -> web.StreamResponse:
     """One file."""
     path = _place(request)
     if not path.is_file():
+        if request.match_info["file"] == "user.css":
+            # The page always asks for the user's own style.
+            return web.Response(content_type="text/css")
         raise web.HTTPNotFound
     kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
     return web.FileResponse(path, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
