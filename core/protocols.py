@@ -106,9 +106,13 @@ class LatentModel(Protocol):
         """While open, every attention of this model object goes through `rule`."""
         ...
 
-    def differentiable(self) -> AbstractContextManager[None]:
+    def differentiable(self, *, low_memory: bool = False) -> AbstractContextManager[None]:
         """While open, `predict_noise` may be differentiated with respect to x and the condition. Outside, no gradient
-        is promised. The network's own parameters never require one."""
+        is promised. The network's own parameters never require one.
+
+        `low_memory` keeps the inputs of the network's units (residual and transformer blocks) in place of all that
+        they compute, and computes them again when gradients are taken: the same gradients, first and second ones, in
+        more time. They are computed by the layers' hooks and the attention rule of the call."""
         ...
 
     def layers(self) -> dict[str, nn.Module]:

@@ -1,6 +1,5 @@
 """Gradients inside a ComfyUI node: the one place that knows about inference mode."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 
@@ -48,6 +46,26 @@ def thawed(value: Any) -> Any:
     return value
 
 
-def differentiable_attention(attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """For `optimized_attention_override`: of ComfyUI's attentions only PyTorch's own has a complete backward pass."""
-    return attention_pytorch(*args, **kwargs)
+def differentiable_attention(
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    mask: Tensor | None = None,
+    attn_precision: Any = None,
+    skip_reshape: bool = False,
+    skip_output_reshape: bool = False,
+    **_: Any,
+) -> Tensor:
+    """For `optimized_attention_override`: PyTorch's attention, which has a complete backward pass.
+
+    With the kernels that are allowed around it: ComfyUI's own call of it chooses them itself on a GPU, and those it
+    prefers cannot be differentiated twice.
+    """
+    if not skip_reshape:
+        q, k, v = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (q, k, v))  # B N C -> B H N D
+    if mask is not None and mask.ndim < 4:  # [N, M] or [B, N, M]
+        mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
+    out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)

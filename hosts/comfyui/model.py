@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ...core.lora import LowRankDeltas
 from ...core.protocols import AttentionRule, Condition, Site
+from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule
 from . import autograd, guidance, lora, unet
 
@@ -41,6 +42,7 @@ class ComfyModel:
         self._rule: AttentionRule | None = None
         self._taps: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
         self._differentiable = False
+        self._low_memory = False
 
     @property
     def latent_channels(self) -> int:
@@ -78,6 +80,8 @@ class ComfyModel:
             if not self._differentiable:
                 context.enter_context(torch.no_grad())  # the host's parameters ask for gradients
             self._attach(context, base)
+            if self._low_memory:
+                context.enter_context(recomputing(unet.units_of(base)))
             omega = None if guidance_embedding is None else torch.as_tensor(guidance_embedding).expand(x.shape[0])
             x_0 = self._denoise(base, x_ve, sigma, t, condition, omega)
         return ((x_ve - x_0) / column).to(x)
@@ -208,13 +212,14 @@ class ComfyModel:
             self._rule = before
 
     @contextmanager
-    def differentiable(self) -> Iterator[None]:
-        before, self._differentiable = self._differentiable, True
+    def differentiable(self, *, low_memory: bool = False) -> Iterator[None]:
+        before = self._differentiable, self._low_memory
+        self._differentiable, self._low_memory = True, low_memory
         try:
             with autograd.gradients():
                 yield
         finally:
-            self._differentiable = before
+            self._differentiable, self._low_memory = before
 
     def with_lora(self, deltas: LowRankDeltas, strength: float = 1.0) -> ComfyModel:
         other = copy.copy(self)

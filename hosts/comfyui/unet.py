@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import comfy.utils
 from comfy.ldm.modules import attention as host_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import Tensor, nn
 
 from ...core.protocols import AttentionRule, Site
@@ -51,6 +51,12 @@ def layers_of(base: Any) -> dict[str, nn.Module]:
         if theirs.endswith(".weight") and ours.removesuffix(".weight") in modules
     }
     return {name: module for name, module in found.items() if isinstance(module, nn.Linear | nn.Conv2d)}
+
+
+def units_of(base: Any) -> list[nn.Module]:
+    """The blocks of BaseModel's UNet that gradient checkpointing recomputes as a whole."""
+    kinds = (ResBlock, host_attention.BasicTransformerBlock)
+    return [module for module in unet_of(base).modules() if isinstance(module, kinds)]
 
 
 def places_of(unet: UNetModel) -> list[Place]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...core.guidance import check_projection, guidance_scale_embedding
 from ...core.lora import LowRankDeltas, diffusers_name
 from ...core.protocols import AttentionRule, Condition, Site
+from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule, Prediction
 from ..preview import Colours
 from .merge import merged, twin_of
@@ -40,6 +41,7 @@ class DiffusersModel:
         self.colours = colours  # of its latents, for previews
         # The guidance embedding where the caller gives none, as no sampler does.
         self.omega = omega
+        self._low_memory = False
 
     def scale(self, raw: Tensor) -> Tensor:
         """A LATENT wire's samples -> scaled latents."""
@@ -66,14 +68,15 @@ class DiffusersModel:
     ) -> Tensor:
         batch = x.shape[0]
         t = torch.as_tensor(t, device=self.device).expand(batch)
-        output = self.unet(
-            x.to(self.device, self.dtype),
-            t,
-            encoder_hidden_states=_rows(condition.embedding, batch, "embedding").to(self.device, self.dtype),
-            timestep_cond=self._guidance(guidance_embedding, batch),
-            added_cond_kwargs=self._added(x, condition),
-            return_dict=False,
-        )[0]
+        with recomputing(self._units() if self._low_memory else ()):
+            output = self.unet(
+                x.to(self.device, self.dtype),
+                t,
+                encoder_hidden_states=_rows(condition.embedding, batch, "embedding").to(self.device, self.dtype),
+                timestep_cond=self._guidance(guidance_embedding, batch),
+                added_cond_kwargs=self._added(x, condition),
+                return_dict=False,
+            )[0]
         return self.schedule.to_epsilon(output.to(x), x, t.to(x.device), self.prediction)
 
     def _guidance(self, omega: Tensor | None, batch: int) -> Tensor | None:
@@ -169,9 +172,20 @@ class DiffusersModel:
                 module.processor = before[site]
 
     @contextmanager
-    def differentiable(self) -> Iterator[None]:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
+    def differentiable(self, *, low_memory: bool = False) -> Iterator[None]:
+        before, self._low_memory = self._low_memory, low_memory
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            self._low_memory = before
+
+    def _units(self) -> list[nn.Module]:
+        """What is recomputed as a whole."""
+        from diffusers.models.attention import BasicTransformerBlock
+        from diffusers.models.resnet import ResnetBlock2D
+
+        return [module for module in self.unet.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
 
     def with_lora(self, deltas: LowRankDeltas, strength: float = 1.0) -> DiffusersModel:
         layers = self.unet.config.layers_per_block
