@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from velatura import hosts
 from velatura.core.lora import LowRankDeltas, read_lora
 from velatura.core.protocols import Attend, Condition, Site
+from velatura.training import adapters, smooth, students
 
 NOISE = 1e-4
 """The largest difference allowed between two predictions of unit-variance noise."""
@@ -293,3 +295,29 @@ def test_networks_shaped_like_the_published_ones(
 
     with model.comfy.attention(rule), model.diffusers.attention(rule):
         close(*model.noise(*case), atol=NOISE)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_smoothing_has_the_same_norms_and_gradients(loaded: Both, low_memory: bool) -> None:
+    """The double backward through both networks, with a LoRA hooked on: the step of a Smooth-LoRA's training."""
+    ours, theirs = (smoothed(*each, low_memory) for each in zip(loaded.model, loaded.text, strict=True))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=5e-3, atol=max(1e-6, 2e-3 * float(b.abs().max())))
+
+
+def smoothed(model: Any, text: Any, low_memory: bool) -> list[Tensor]:
+    """The norms, the noise and the gradients of a LoRA's factors."""
+    z, eps, u = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(k)) for k in (1, 2, 3))
+    t, condition = torch.tensor([700, 150]), text.encode(PROMPTS[:2])
+    lora = adapters.LowRankLayers(model.layers(), 2, which="attention")
+    with torch.no_grad():
+        for k, name in enumerate(sorted(lora.up)):
+            up = lora.up[name]
+            up.copy_(torch.randn(up.shape, generator=torch.Generator().manual_seed(k)) / 50)
+    student = students.Student(lora=lora)
+    with torch.inference_mode(False), model.differentiable(low_memory=low_memory), sdpa_kernel(SDPBackend.MATH):
+        z, eps, u, condition = z.clone(), eps.clone(), u / 16, condition.with_embedding(condition.embedding.clone())
+        norms, noise = smooth.variation(model.schedule, lambda x, t: student(model, x, t, condition, t), z, eps, u, t)
+        loss = (noise - eps).square().mean() + (norms - 0.1).square().mean()
+        gradients = torch.autograd.grad(loss, [lora.down[name] for name in sorted(lora.down)])
+    return [norms.detach(), noise.detach(), *gradients]

@@ -27,3 +27,13 @@ def test_output_and_gradients_are_torchs(channels, groups):
         strict=True,
     ):
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_derivative_is_refused():
+    """Its backward is no function of its inputs to autograd: what it would give is silently wrong."""
+    quick = quicken(nn.Sequential(nn.GroupNorm(2, 4, dtype=torch.float64)))
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(quick(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.norm().backward()

@@ -1,0 +1,324 @@
+"""The regulariser is the paper's, its gradient is its derivative, and a killed run goes on as if it had not been."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from velatura.core.protocols import Condition
+from velatura.core.schedule import NoiseSchedule, Prediction
+from velatura.hosts.diffusers import build
+from velatura.hosts.diffusers.model import DiffusersModel
+from velatura.training import adapters, smooth, students
+from velatura.training.checkpoint import read_tensors
+from velatura.training.groupnorm import quicken
+from velatura.training.loop import CHECKPOINT, generator_at
+from velatura.training.smooth import SmoothSettings
+
+SCHEDULE = NoiseSchedule.scaled_linear()
+UNET = {
+    "block_out_channels": [8, 8],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+}
+NULL = Condition(torch.zeros(1, 3, 16))
+
+
+def new_model(prediction: Prediction = "epsilon", schedule: NoiseSchedule = SCHEDULE) -> DiffusersModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return DiffusersModel(build.new_unet(UNET), schedule, prediction)
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def data(first: int, count: int) -> tuple[Tensor, Condition]:
+    return seeded(count, 4, 4, 4, seed=first), Condition(seeded(count, 3, 16, seed=first + 1))
+
+
+def new_student(model: DiffusersModel, rank: int = 2) -> students.Student:
+    """A LoRA whose both factors count from the first step."""
+    lora = adapters.LowRankLayers(model.layers(), rank, which="attention")
+    with torch.no_grad():
+        for k, up in enumerate(lora.up.values()):
+            up.copy_(seeded(*up.shape, seed=k) / 10)
+    return students.Student(lora=lora)
+
+
+class Double:
+    """One batch in float64: two latents of 4x2x2 and a network with a LoRA."""
+
+    def __init__(self, prediction: Prediction = "epsilon") -> None:
+        self.model = new_model(prediction)
+        self.model.unet.double()
+        self.student = new_student(self.model).double()
+        self.z_0, self.eps, self.u = (seeded(2, 4, 2, 2, seed=k).double() for k in (1, 2, 3))
+        self.u /= 4
+        self.t = torch.tensor([800, 150])
+        self.condition = Condition(seeded(2, 3, 16, seed=4).double())
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.student(self.model, x_t, t, self.condition, torch.zeros(len(t)))
+
+    def variation(self) -> Tensor:
+        return smooth.variation(SCHEDULE, self.predict, self.z_0, self.eps, self.u, self.t)[0]
+
+    def x0_hat(self, eps: Tensor) -> Tensor:
+        x_t = SCHEDULE.add_noise(self.z_0, eps, self.t)
+        return SCHEDULE.x0_from_epsilon(x_t, self.predict(x_t, self.t), self.t)
+
+
+@pytest.fixture(autouse=True)
+def twice_differentiable():
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_norm_is_that_of_an_explicit_jacobian(prediction: Prediction):
+    """sqrt(1 - abar) ||J^T u|| with J written out, entry by entry (Eq. 9); one backward pass finds it (Eq. 10)."""
+    batch = Double(prediction)
+    jacobian = torch.autograd.functional.jacobian(batch.x0_hat, batch.eps)  # [B, C, h, w, B, C, h, w]
+    expected = []
+    for k in range(2):
+        j = jacobian[k, :, :, :, k].reshape(16, 16)
+        sigma = (1 - SCHEDULE.alphas_cumprod[batch.t[k]]).sqrt()
+        expected.append(sigma * (j.T @ batch.u[k].flatten()).norm())
+    torch.testing.assert_close(batch.variation(), torch.stack(expected), rtol=1e-10, atol=0)
+
+
+def test_the_noise_it_gives_is_the_networks():
+    batch = Double()
+    _, noise = smooth.variation(SCHEDULE, batch.predict, batch.z_0, batch.eps, batch.u, batch.t)
+    x_t = SCHEDULE.add_noise(batch.z_0, batch.eps, batch.t)
+    torch.testing.assert_close(noise, batch.predict(x_t, batch.t))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_regularisers_gradient_is_its_finite_difference(prediction: Prediction):
+    """Through the double backward, for factors of self and cross attention and both their halves."""
+    batch = Double(prediction)
+    lora: Any = batch.student.lora
+    names = [next(n for n in lora.down if kind in n) for kind in ("attn1_to_q", "attn2_to_v")]
+    factors = [part[name] for name in names for part in (lora.down, lora.up)]
+    assert torch.autograd.gradcheck(lambda *_: (batch.variation() - 0.3).square(), factors, fast_mode=True)
+
+
+def test_the_jacobian_product_is_differentiable_in_both_its_inputs():
+    batch = Double()
+    factor = next(iter(batch.student.lora.up.values()))  # type: ignore[union-attr]
+    eps = batch.eps.clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda eps, _: (batch.x0_hat(eps) * batch.u).sum((1, 2, 3)), (eps, factor), fast_mode=True
+    )
+
+
+def settings(**options: Any) -> SmoothSettings:
+    usual = {"steps": 8, "batch": 3, "rate": 1e-2, "warmup": 1, "save_every": 3, "memory": 0.1, "prompt_dropout": 0.2}
+    return SmoothSettings(**usual | options)
+
+
+class Killed(Exception):
+    pass
+
+
+def train(folder: Any, *, kill: int | None = None, resume=False, model=None, low_memory=False, student=None, **options):
+    model = model or new_model()
+    chosen = settings(**options)
+
+    def progress(done: int, total: int, preview: object = None) -> None:
+        if done == kill:
+            raise Killed
+
+    return smooth.train(
+        model, student or new_student(model), data, NULL, chosen, folder, progress=progress, resume=resume,
+        low_memory=low_memory,
+    )  # fmt: skip
+
+
+def weights(trained: Any) -> dict[str, Tensor]:
+    return trained.modules["student"].state_dict()
+
+
+def test_killed_and_resumed_is_bit_for_bit_the_whole_run(tmp_path):
+    model = new_model()
+    before = copy.deepcopy(model.unet.state_dict())
+    whole = train(tmp_path / "whole", model=model)
+    with pytest.raises(Killed):
+        train(tmp_path / "broken", kill=5)
+    kept = read_tensors(tmp_path / "broken" / CHECKPOINT)[0]["model.running.a"]
+    assert float(kept) > 0  # else the mean would start anew
+    resumed = train(tmp_path / "broken", resume=True)
+    assert torch.equal(whole.modules["running"].a, resumed.modules["running"].a)
+    assert all(torch.equal(value, weights(resumed)[key]) for key, value in weights(whole).items())
+    assert all(torch.equal(value, before[key]) for key, value in model.unet.state_dict().items())
+    assert set(whole.history) == {"base", "regulariser", "norm"}
+
+
+def test_the_running_mean_is_the_papers(tmp_path):
+    """From zero, a share of the way to each step's mean; the penalty takes the mean of after the step."""
+    done = train(tmp_path, steps=1)
+    (norm,), (regulariser,) = done.history["norm"], done.history["regulariser"]
+    a = float(done.modules["running"].a)
+    assert a == pytest.approx(0.1 * norm, rel=1e-6)
+    assert regulariser >= (norm - a) ** 2 * (1 - 1e-6)  # the mean of squares is at least the square of the mean
+
+
+def first_gradient(folder: Any, **options: Any) -> list[Tensor]:
+    """Adam's first moment after one step is a tenth of its gradient."""
+    train(folder, steps=1, clip=0.0, **options)
+    found = read_tensors(folder / CHECKPOINT)[0]
+    return [value for key, value in sorted(found.items()) if key.endswith("exp_avg")]
+
+
+def test_lambda_weighs_the_regulariser(tmp_path):
+    none, one, two = (first_gradient(tmp_path / str(weight), weight=weight) for weight in (0.0, 1.0, 2.0))
+    for g0, g1, g2 in zip(none, one, two, strict=True):
+        torch.testing.assert_close(g2 - g0, 2 * (g1 - g0), rtol=1e-3, atol=1e-7)
+    assert any(not torch.allclose(g0, g1, rtol=1e-2) for g0, g1 in zip(none, one, strict=True))
+
+
+def test_accumulated_batches_are_one_update_with_their_mean_gradient(tmp_path):
+    """Without the regulariser (whose mean moves on with each batch) and with dropout off, the gradients add up."""
+    model, student = new_model(), new_student(new_model())
+    options = {"batch": 2, "accumulate": 2, "weight": 0.0, "prompt_dropout": 0.0, "seed": 5}
+    together = first_gradient(tmp_path / "two", **options)
+    generator, expected = generator_at(5, 0), [torch.zeros_like(p) for p in student.parameters()]
+    for part in range(2):
+        z_0, condition = data(2 * part, 2)
+        r = smooth.drawn(z_0, 1000, settings(**options), generator)
+        x_t = SCHEDULE.add_noise(z_0, r.eps, r.t)
+        with model.differentiable():
+            loss = (student(model, x_t, r.t, condition, r.t) - r.eps).square().mean()
+            for total, g in zip(expected, torch.autograd.grad(loss, list(student.parameters())), strict=True):
+                total += g / 2
+    for mine, reference in zip(sorted_like(together), sorted_like([g / 10 for g in expected]), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-7)
+
+
+def sorted_like(gradients: list[Tensor]) -> list[Tensor]:
+    return sorted(gradients, key=lambda g: (tuple(g.shape), float(g.abs().sum())))
+
+
+def test_dropped_prompts_are_the_empty_one():
+    condition = Condition(seeded(4, 3, 16), seeded(4, 5), {"note": 1})
+    null = Condition(torch.zeros(1, 3, 16), torch.ones(1, 5))
+    got = smooth.without_prompts(condition, null, torch.tensor([True, False, False, True]))
+    assert torch.equal(got.embedding[[1, 2]], condition.embedding[[1, 2]])
+    assert got.embedding[[0, 3]].abs().max() == 0
+    assert got.pooled is not None and torch.equal(got.pooled[[0, 3]], torch.ones(2, 5))
+    assert got.extras == {"note": 1}
+    one = smooth.without_prompts(Condition(seeded(1, 2, 16)), NULL, torch.tensor([True, False]))
+    assert one.embedding.shape == (2, 6, 16) and one.embedding[0].abs().max() == 0
+
+
+def test_prompts_are_dropped_as_often_as_asked(tmp_path):
+    model, seen = new_model(), list[Tensor]()
+    real = model.predict_noise
+    model.predict_noise = lambda x, t, c, **more: (seen.append(c.embedding), real(x, t, c, **more))[1]  # type: ignore
+    train(tmp_path, model=model, steps=20, prompt_dropout=0.5)
+    share = torch.cat(seen).abs().amax((1, 2)).eq(0).float().mean()
+    assert 0.3 < float(share) < 0.7
+    with pytest.raises(ValueError, match="null: prompt_dropout needs"):
+        smooth.train(model, new_student(model), data, None, settings(), tmp_path / "other")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_low_memory_is_the_same_training(precision: str, tmp_path):
+    """It may also be chosen in the middle of a run."""
+    plain = train(tmp_path / "plain", precision=precision, steps=4)
+    with pytest.raises(Killed):
+        train(tmp_path / "saving", precision=precision, steps=4, kill=2)
+    saving = train(tmp_path / "saving", precision=precision, steps=4, resume=True, low_memory=True)
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision == "no" else {"rtol": 0.1, "atol": 1e-2}
+    for key, value in weights(plain).items():
+        torch.testing.assert_close(weights(saving)[key], value, **tolerance)
+
+
+def test_whole_networks_are_trained_too(tmp_path):
+    model = new_model()
+    network = copy.deepcopy(model.unet).requires_grad_(True)
+
+    def around(unet: Any) -> DiffusersModel:
+        other = copy.copy(model)
+        other.unet = unet
+        return other
+
+    student = students.Student(network=network, around=around)
+    done = train(tmp_path, model=model, student=student, steps=2)
+    assert float(done.modules["running"].a) > 0
+
+
+class Linear(nn.Module):
+    """eps = c_t x: x0_hat's Jacobian is (1 - sigma_t c_t) sigma_t / alpha_t times the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Parameter(torch.zeros(10))
+
+    def forward(self, model: Any, x: Tensor, t: Tensor, condition: Condition, omega: Tensor) -> Tensor:
+        return self.c[t // 100].reshape(-1, 1, 1, 1) * x
+
+    def norms(self) -> Tensor:
+        """The regularised norm at the middle of each hundred of timesteps, for a direction of length one."""
+        signal, noise = SCHEDULE.signal_and_noise(torch.arange(50, 1000, 100), torch.zeros(10))
+        return (noise**2 * (1 - noise * self.c).abs() / signal).detach()
+
+
+class Nothing:
+    schedule, device = SCHEDULE, torch.device("cpu")
+
+    def differentiable(self, *, low_memory: bool = False):
+        return nullcontext()
+
+
+def test_it_learns_what_it_is_for(tmp_path):
+    """Through the whole trainer, all timesteps' norms come to lie at the running mean, which they set."""
+    student: Any = Linear()
+    before = student.norms()
+    assert float(before.max() / before.min()) > 200
+    chosen = settings(steps=600, batch=10, rate=0.05, weight=10.0, prompt_dropout=0.0, memory=0.05, clip=0.0)
+    done = smooth.train(Nothing(), student, data, None, chosen, tmp_path)  # type: ignore[arg-type]
+    learned: Any = done.modules["student"]
+    ratio = learned.norms()[1:] / float(done.modules["running"].a)  # in the first, hardly noised, there is little to do
+    assert float(ratio.min()) > 0.6 and float(ratio.max()) < 1.6
+
+
+def test_a_schedule_that_ends_in_pure_noise_trains(tmp_path):
+    """At abar = 0 x_t holds nothing of the picture, and x0_hat would be 0 / 0."""
+    schedule = SCHEDULE.rescaled_to_zero_snr()
+    done = train(tmp_path, model=new_model("v_prediction", schedule), steps=3, batch=64)
+    assert all(value == value for values in done.history.values() for value in values)
+
+
+def test_a_network_without_second_derivative_is_refused(tmp_path):
+    model = new_model()
+    quicken(model.unet)
+    with pytest.raises(ValueError, match="model: a part of this network has no second derivative"):
+        train(tmp_path, model=model)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"weight": -1.0}, {"memory": 0.0}, {"memory": 1.5}, {"accumulate": 0}, {"prompt_dropout": 1.0}]
+)
+def test_impossible_settings_are_refused_by_name(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SmoothSettings(**bad)
+
+
+def test_the_mean_forgets_geometrically():
+    running = smooth.RunningMean(0.25)
+    running.renew(torch.tensor(4.0))
+    assert float(running.renew(torch.tensor(2.0))) == pytest.approx(1.0 + 0.25 * 1.0)

@@ -1,0 +1,218 @@
+"""Step-wise variation regularisation (Smooth Diffusion, Guo et al. 2023, Eq. 9, 10, 14): the trainer of Smooth-LoRAs.
+
+A change of the noise by a fixed size shall change the predicted picture by a fixed size, whatever the sample and the
+direction: `L = L_base + lambda E[(sqrt(1 - abar_t) ||J_eps^T u|| - a)^2]`, with x0_hat(eps) the network's prediction,
+u a random direction and a the running mean of the norm.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..core.protocols import Condition, LatentModel, Progress, no_progress
+from ..core.schedule import NoiseSchedule
+from .diffusion import stratified
+from .examples import Examples, join, take
+from .loop import Job, Settings, Trained, accelerator_for, fit, recipe_of
+from .students import Student
+
+Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
+"""`sample(student, losses)`: a picture [3, H, W] in 0 .. 1 of how far it is, or None."""
+
+
+@dataclass(frozen=True)
+class SmoothSettings(Settings):
+    """`weight` is the papers' lambda, `memory` the share of the running mean that a step renews. `accumulate` batches
+    make one update. `prompt_dropout` is the share of empty prompts, for models used with guidance."""
+
+    weight: float = 1.0
+    memory: float = 0.01
+    accumulate: int = 1
+    prompt_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight < 0:
+            raise ValueError(f"weight: expected 0 or more, got {self.weight}")
+        if not 0 < self.memory <= 1:
+            raise ValueError(f"memory: expected more than 0 and at most 1, got {self.memory}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate: expected at least 1, got {self.accumulate}")
+        if not 0 <= self.prompt_dropout < 1:
+            raise ValueError(f"prompt_dropout: expected at least 0 and less than 1, got {self.prompt_dropout}")
+
+
+class RunningMean(nn.Module):
+    """The papers' `a`: starts at 0, `a <- a + memory (mean - a)`. A module, so that checkpoints hold it."""
+
+    a: Tensor
+
+    def __init__(self, memory: float) -> None:
+        super().__init__()
+        self.memory = memory
+        self.register_buffer("a", torch.zeros(()))
+
+    @torch.no_grad()
+    def renew(self, mean: Tensor) -> Tensor:
+        """Take in the mean of a step, and give the new `a`."""
+        self.a.lerp_(mean.to(self.a), self.memory)
+        return self.a.clone()
+
+
+def variation(
+    schedule: NoiseSchedule,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    z_0: Tensor,
+    eps: Tensor,
+    u: Tensor,
+    t: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`sqrt(1 - abar_t) ||J_eps^T u||` for each sample, [B], and the network's noise [B, C, h, w], both differentiable.
+
+    J_eps is the Jacobian of x0_hat with respect to the noise that made x_t; one backward pass gives J_eps^T u, as the
+    gradient of x0_hat . u (Smooth Diffusion, Eq. 10). `u` [B, C, h, w] is N(0, I) / sqrt(C h w): of length one in
+    expectation. `predict(x_t, t)` is eps_theta.
+    """
+    eps = eps.detach().requires_grad_()
+    x_t = schedule.add_noise(z_0, eps, t)
+    noise = predict(x_t, t)
+    x0_hat = schedule.x0_from_epsilon(x_t, noise, t)
+    sigma = (1 - schedule.alpha_bar(t)).sqrt().to(x0_hat).reshape(-1, 1, 1, 1)
+    (gradient,) = torch.autograd.grad((sigma * x0_hat * u).sum(), eps, create_graph=True)
+    return gradient.flatten(1).norm(dim=1), noise
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One batch's random numbers: timesteps [B], noise, directions, and whose prompt is dropped [B]."""
+
+    t: Tensor
+    eps: Tensor
+    u: Tensor
+    dropped: Tensor
+
+
+def drawn(z_0: Tensor, total: int, settings: SmoothSettings, generator: torch.Generator) -> Drawn:
+    """All that is random in a batch."""
+    t = stratified(len(z_0), total, generator)
+    eps = torch.randn(z_0.shape, generator=generator)
+    u = torch.randn(z_0.shape, generator=generator) / z_0[0].numel() ** 0.5
+    return Drawn(t, eps, u, torch.rand(len(z_0), generator=generator) < settings.prompt_dropout)
+
+
+def train(
+    model: LatentModel,
+    student: Student,
+    examples: Examples,
+    null: Condition | None,
+    settings: SmoothSettings,
+    folder: str | os.PathLike[str],
+    *,
+    progress: Progress = no_progress,
+    resume: bool = False,
+    recipe: dict[str, Any] | None = None,
+    sample: Sample | None = None,
+    low_memory: bool = False,
+) -> Trained:
+    """Train the student in place; the outcome's "student" is its average.
+
+    `model` is the network that a LoRA student changes; it stays as it is. `null`, the condition of the empty prompt, is
+    for `prompt_dropout`. `sample` makes the preview after each save, from the student as it is. `low_memory` recomputes
+    what gradients need in place of keeping it (gradient checkpointing): the same training, slower. It may be chosen
+    anew when a run is resumed.
+
+    ValueError if a part of the network has no second derivative.
+    """
+    if settings.prompt_dropout and null is None:
+        raise ValueError("null: prompt_dropout needs the condition of the empty prompt")
+    # Of the attentions only the plain one can be differentiated twice.
+    with (
+        torch.inference_mode(False),
+        model.differentiable(low_memory=low_memory),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        accelerator = accelerator_for(settings, cpu=model.device.type == "cpu")
+        job = _job(model, student, examples, null, settings, accelerator)
+        job.recipe = recipe_of(settings, **(recipe or {}))
+        job.preview = None if sample is None else lambda: sample(student, job.history)
+        return fit(job, settings, folder, accelerator, progress=progress, resume=resume)
+
+
+def _job(
+    model: LatentModel,
+    student: Student,
+    examples: Examples,
+    null: Condition | None,
+    settings: SmoothSettings,
+    accelerator: Any,
+) -> Job:
+    schedule = model.schedule
+    # At a terminal abar of zero x_t has nothing of x_0 in it: x0_hat would be 0 / 0.
+    total = int((schedule.alphas_cumprod > 0).sum())
+    running = RunningMean(settings.memory).to(accelerator.device)
+    optimizer: Any = torch.optim.AdamW(student.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
+    prepared, optimizer = accelerator.prepare(student, optimizer)
+
+    def losses(first: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """L_base, L_reg (Eq. 9) and the norm's mean over a batch of every process."""
+        z_0, condition = examples(first, settings.batch)
+        r = drawn(z_0, total, settings, generator)
+        if null is not None and settings.prompt_dropout:
+            condition = without_prompts(condition, null, r.dropped)
+        z_0, eps, u = (value.to(accelerator.device) for value in (z_0, r.eps, r.u))
+        omega = torch.zeros(len(z_0))
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return prepared(model, x_t, t, condition, omega).float()
+
+        with accelerator.autocast():
+            norms, noise = variation(schedule, predict, z_0, eps, u, r.t)
+        mean = accelerator.reduce(norms.detach().mean(), "mean")
+        a = running.renew(mean)
+        return (noise - eps).square().mean(), (norms - a).square().mean(), mean
+
+    def step(number: int, generator: torch.Generator) -> dict[str, float]:
+        seen: dict[str, float] = {"base": 0.0, "regulariser": 0.0, "norm": 0.0}
+        for part in range(settings.accumulate):
+            order = (number * settings.accumulate + part) * accelerator.num_processes + accelerator.process_index
+            last = part == settings.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(prepared):
+                base, regulariser, mean = losses(order * settings.batch, generator)
+                _backward(accelerator, (base + settings.weight * regulariser) / settings.accumulate)
+            for name, value in zip(seen, (base, regulariser, mean), strict=True):
+                seen[name] += value.item() / settings.accumulate
+        if settings.clip:
+            accelerator.clip_grad_norm_(prepared.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return seen
+
+    modules: dict[str, nn.Module] = {"student": prepared, "running": running}
+    return Job(modules, {"student": optimizer}, step, {}, unaveraged=frozenset({"running"}))
+
+
+def _backward(accelerator: Any, loss: Tensor) -> None:
+    try:
+        accelerator.backward(loss)
+    except RuntimeError as error:
+        if "once_differentiable" not in str(error):
+            raise
+        raise ValueError(
+            "model: a part of this network has no second derivative, which this training needs; "
+            "training.groupnorm.quicken puts in such parts: load the network anew from its files"
+        ) from error
+
+
+def without_prompts(condition: Condition, null: Condition, dropped: Tensor) -> Condition:
+    """The condition with the null text in the rows that are `dropped` [B]."""
+    count = len(dropped)
+    both = join([condition, null], [count, 1])
+    return take(both, torch.where(dropped, count, torch.arange(count)))
