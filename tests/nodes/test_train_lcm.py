@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from velatura.core.lora import read_lora
 from velatura.hosts import folders, running
 from velatura.hosts import load as load_host
-from velatura.nodes import train_lcm
+from velatura.nodes import _training
 from velatura.nodes.lcm import VelaturaLcmModel, VelaturaLcmSample
 from velatura.nodes.train_lcm import VelaturaDistillLcm, VelaturaFinetuneLcm
 
@@ -143,7 +143,7 @@ def test_more_than_one_negative_is_refused(graph, places):
 
 
 def test_prompts_are_for_equal_shares_of_the_latents_in_order(graph):
-    rows = train_lcm._conditions(graph["positive"][:2], 4).embedding
+    rows = _training.conditions(graph["positive"][:2], 4).embedding
     first, second = (HOST.condition([entry]).embedding[0] for entry in graph["positive"][:2])
     assert [torch.equal(row, first) for row in rows] == [True, True, False, False]
     assert torch.equal(rows[3], second)
