@@ -60,6 +60,8 @@ async def _work(app: web.Application) -> AsyncIterator[None]:
 
 
 def _tidy(config: Config) -> None:
+    # What someone draws is nobody else's business.
+    config.user.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in userdata.FOLDERS:
         (config.documents / name).mkdir(parents=True, exist_ok=True)
     for folder in (config.user, config.folders.output, config.folders.input):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -32,6 +32,10 @@ HEADERS = {
     "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
 }
+
+
+# The only way a browser writes it. What is more lenient here is a gap there.
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 
 
 class Refused(ValueError):
@@ -88,9 +92,10 @@ def _is_visit(request: web.BaseRequest) -> bool:
 
 
 def _is_ours(host: str, config: Config) -> bool:
-    name = _name(host)
-    if name is None:
+    parsed = _parsed(host)
+    if parsed is None:
         return False
+    name = parsed[0]
     if name in {"localhost", config.host.lower(), *(each.lower() for each in config.names)}:
         return True
     try:
@@ -111,24 +116,19 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _name(host: str) -> str | None:
-    """The name or address of a Host header, None if it is none."""
-    try:
-        parts = urlsplit(f"//{host}")
-        _ = parts.port  # ValueError if it is no number.
-        plain = parts.netloc == host and "@" not in host and not (parts.path or parts.query or parts.fragment)
-        return (parts.hostname or None) if plain else None
-    except ValueError:
+def _parsed(host: str) -> tuple[str, int | None] | None:
+    """Name or address, and port, of "name:port"; None if it is written in any other way."""
+    found = _HOST.fullmatch(host)
+    if found is None:
         return None
+    name, port = found["name"].lower().strip("[]"), found["port"]
+    return name, int(port) if port else None
 
 
 def _same(origin: str, host: str) -> bool:
-    try:
-        parts = urlsplit(origin)
-        mine = urlsplit(f"//{host}")
-        default = {"http": 80, "https": 443}.get(parts.scheme)
-        if default is None or parts.path or parts.query or "@" in parts.netloc:
-            return False
-        return parts.hostname == mine.hostname and (parts.port or default) == (mine.port or default)
-    except ValueError:
+    scheme, _, rest = origin.partition("://")
+    default = {"http": 80, "https": 443}.get(scheme)
+    theirs, ours = _parsed(rest), _parsed(host)
+    if default is None or theirs is None or ours is None:
         return False
+    return theirs[0] == ours[0] and (theirs[1] or default) == (ours[1] or default)

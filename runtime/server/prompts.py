@@ -18,6 +18,8 @@ from .jobs import ID, Job
 from .queue import QueueFull
 from .state import SERVER, Server
 
+_LONGEST = 200
+
 
 async def post_prompt(request: web.Request) -> web.Response:
     """Check a graph and queue it. 400 with all that is wrong with it, by node; 503 if the queue is full."""
@@ -63,6 +65,8 @@ def _job(server: Server, asked: dict[str, Any], number: float) -> Job:
     if not isinstance(posted, dict) or len(posted) > server.config.limits.nodes:
         raise WorkflowError(f"expected a graph of at most {server.config.limits.nodes} nodes, by their ids")
     parsed = workflow.parse({"prompt": posted}, {})
+    if any(len(node["class_type"]) > _LONGEST for node in parsed.prompt.values()):
+        raise WorkflowError(f"the name of a node's class is longer than {_LONGEST} letters")
     targets = _targets(asked.get("partial_execution_targets"))
     with using(server.config.folders):
         schemas = registry.object_info(server.nodes)

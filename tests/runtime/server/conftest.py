@@ -113,9 +113,9 @@ def serving(small: SimpleNamespace, config: Config) -> Serving:
     """`async with serving(limit=...) as browser`: a server on the small nodes, with other limits if there are any."""
 
     @contextlib.asynccontextmanager
-    async def open_server(nodes: Any = None, **limits: int) -> AsyncIterator[Browser]:
+    async def open_server(classes: Any = None, **limits: int) -> AsyncIterator[Browser]:
         chosen = Config(user=config.user, folders=config.folders, limits=Limits(**limits))
-        app = create(chosen, nodes or small.nodes)
+        app = create(chosen, classes or small.nodes)
         async with TestClient(TestServer(app)) as client:
             yield Browser(client, app[SERVER])
 

@@ -12,7 +12,16 @@ from velatura.runtime.registry import object_info
 from .conftest import node, slow
 
 BOOT = ("users", "settings", "extensions", "object_info", "system_stats", "features", "i18n", "workflow_templates")
-BOOT += ("global_subgraphs", "experiment/models", "embeddings", "queue", "history", "jobs", "prompt", "node_replacements")
+BOOT += (
+    "global_subgraphs",
+    "experiment/models",
+    "embeddings",
+    "queue",
+    "history",
+    "jobs",
+    "prompt",
+    "node_replacements",
+)
 
 
 async def test_all_that_a_browser_asks_for_at_its_start_is_there(serving, small):
@@ -264,12 +273,16 @@ async def test_part_of_a_graph_runs_for_the_sake_of_one_node(serving, small):
     async with serving() as browser:
         await browser.run(graph, partial_execution_targets=["2"])
         assert small.ran == ["1", "2"], "the other branch ran, or its fault was in the way"
-        assert (await browser.queue(graph, 400, partial_execution_targets=["1"]))["error"]["type"] == "prompt_no_outputs"
+        assert (await browser.queue(graph, 400, partial_execution_targets=["1"]))["error"][
+            "type"
+        ] == "prompt_no_outputs"
 
 
 async def test_jobs_are_listed_a_page_at_a_time_as_the_frontend_checks_them(serving):
     async with serving() as browser:
-        ids = [await browser.run(slow(i + 1), extra_data={"extra_pnginfo": {"workflow": {"id": "w"}}}) for i in range(3)]
+        ids = [
+            await browser.run(slow(i + 1), extra_data={"extra_pnginfo": {"workflow": {"id": "w"}}}) for i in range(3)
+        ]
         page = await browser.get("/api/jobs?status=completed,failed,cancelled&limit=2&offset=0")
         assert page["pagination"] == {"offset": 0, "limit": 2, "total": 3, "has_more": True}
         rest = await browser.get("/api/jobs?status=completed&limit=2&offset=2")
@@ -310,10 +323,8 @@ async def test_many_graphs_and_many_listeners_lose_nothing(serving):
     """Each listener hears of the whole queue, and each graph has its end."""
     async with serving(queued=300, history=300) as browser:
         sockets = [await browser.listen(f"client{i}") for i in range(20)]
-        ids = [
-            (await browser.queue(slow(1 + i % 50), client_id=f"client{i % 20}"))["prompt_id"] for i in range(100)
-        ]
-        ends = {socket: 0 for socket in sockets}
+        ids = [(await browser.queue(slow(1 + i % 50), client_id=f"client{i % 20}"))["prompt_id"] for i in range(100)]
+        ends = dict.fromkeys(sockets, 0)
         for socket in sockets:
             while ends[socket] < 5:
                 heard = await browser.hear(socket)

@@ -57,7 +57,11 @@ async def test_settings_are_kept_beside_each_other(serving, config):
         await browser.post("/api/settings/B", [1, 2])
         await browser.post("/api/settings/Comfy.Notification.ShowVersionUpdates", True)
     async with serving() as browser:
-        assert await browser.get("/api/settings") == {"A": 1, "B": [1, 2], "Comfy.Notification.ShowVersionUpdates": True}
+        assert await browser.get("/api/settings") == {
+            "A": 1,
+            "B": [1, 2],
+            "Comfy.Notification.ShowVersionUpdates": True,
+        }
         assert await browser.get("/api/settings/B") == [1, 2]
         assert await browser.get("/api/settings/C") is None
     config.settings.write_text("{ damaged")
@@ -94,7 +98,9 @@ async def test_half_written_files_of_a_killed_process_are_swept_and_fresh_ones_a
 
     folder = config.documents / "workflows"
     folder.mkdir(parents=True)
-    old, fresh, other = (folder / name for name in (f".a.json-{'0' * 32}.part", f".b.json-{'1' * 32}.part", ".mine.part"))
+    old, fresh, other = (
+        folder / name for name in (f".a.json-{'0' * 32}.part", f".b.json-{'1' * 32}.part", ".mine.part")
+    )
     for each in (old, fresh, other):
         each.write_text("half")
     for each in (old, other):
