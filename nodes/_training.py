@@ -97,7 +97,7 @@ class Run:
 
 @contextmanager
 def prepared(native: Any, latents: dict[str, Any], positive: Any, negative: Any, seed: int, name: str) -> Iterator[Run]:
-    """All that a trainer needs, checked before its first step; gradients can be taken inside. `negative` may be None."""
+    """All that a trainer needs, checked before its first step; autograd works inside. `negative` may be None."""
     _needed("accelerate", "matplotlib")
     path, folder = _places(name)
     with torch.inference_mode(False):

@@ -12,7 +12,9 @@ from .reconstruct import (
     VelaturaReconstruct,
     VelaturaSaveInversion,
 )
+from .smooth import VelaturaSmoothLora, VelaturaSmoothnessMeter
 from .train_lcm import VelaturaDistillLcm, VelaturaFinetuneLcm
+from .train_smooth import VelaturaTrainSmoothLora
 
 NODES = [
     VelaturaDemoModel,
@@ -22,6 +24,9 @@ NODES = [
     VelaturaLcmSchedule,
     VelaturaDistillLcm,
     VelaturaFinetuneLcm,
+    VelaturaSmoothLora,
+    VelaturaTrainSmoothLora,
+    VelaturaSmoothnessMeter,
     VelaturaSlerpLatents,
     VelaturaSlerpConditioning,
     VelaturaLatentPath,
