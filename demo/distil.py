@@ -95,8 +95,8 @@ def train_recipe(r: ConsistencyRecipe, folder: Path, progress: Progress, resume:
     return {"loss": done.history["loss"][-1], "file": str(folder / RESULT_FILE)}
 
 
-def new_student(model: DiffusersModel, r: ConsistencyRecipe) -> Student:
-    """An untrained student: the model itself."""
+def new_student(model: DiffusersModel, r: Any) -> Student:
+    """An untrained student of the recipe's kind: the model itself."""
     layers = model.layers()
     guidance = GuidanceInput(layers) if r.guidance_embedding else None
     if r.trained == "lora":
@@ -110,7 +110,7 @@ def new_student(model: DiffusersModel, r: ConsistencyRecipe) -> Student:
     return Student(network=copy.deepcopy(model.unet).requires_grad_(True), around=around, guidance=guidance)
 
 
-def scenes(codec: Any, encoder: nn.Module, r: ConsistencyRecipe, folder: Path, progress: Progress) -> Examples:
+def scenes(codec: Any, encoder: nn.Module, r: Any, folder: Path, progress: Progress) -> Examples:
     """The recipe's scenes as latents, encoded once, with their captions through the frozen text encoder."""
     rank, of, wait = this_process()
     which = {"seed": r.scenes_seed, "count": r.scenes, "bare": r.bare}
