@@ -1,4 +1,5 @@
-# Two commands on a fresh machine: `make run` makes a picture in output/, `make test` passes the tests.
+# Three commands on a fresh machine: `make run` makes a picture in output/, `make serve` opens the graph in a browser,
+# `make test` passes the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,10 +7,13 @@ BIN := $(VENV)/bin
 # An unpinned torch would bring gigabytes of GPU packages to a machine without one.
 TORCH := torch==2.13.0
 
-.PHONY: run test check clean
+.PHONY: run serve test check clean
 
 run: $(VENV)/.runtime
 	$(BIN)/velatura run example_workflows/text_to_image.json --out output
+
+serve: $(VENV)/.serve
+	$(BIN)/velatura serve --open
 
 test: $(VENV)/.dev check
 	$(BIN)/python -m pytest
@@ -28,8 +32,12 @@ $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[runtime]"
 	touch $@
 
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[runtime,serve]"
+	touch $@
+
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[runtime,train,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[runtime,serve,train,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps open_clip_torch
 	touch $@
 

@@ -134,7 +134,7 @@ PATHS = [
     ("GET", "/internal/files/{}"), ("GET", "/api/history/{}"), ("POST", "/api/settings/{}"),
     ("GET", "/api/jobs?limit={}"),
 ]  # fmt: skip
-FUZZ = settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FUZZ = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @FUZZ
