@@ -63,7 +63,7 @@ class VelaturaTrainSmoothLora(io.ComfyNode):
                     "low_memory",
                     default=False,
                     tooltip="Computes parts of the network again in place of keeping them (gradient checkpointing): "
-                    "the same training in a fraction of the memory, in about twice the time.",
+                    "the same training in less than half the memory, in about twice the time.",
                 ),
                 inputs.seed(),
                 inputs.name("my-smooth"),
