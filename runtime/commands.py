@@ -7,6 +7,7 @@ import json
 import os
 import pkgutil
 import tempfile
+import threading
 import time
 import webbrowser
 from collections.abc import Mapping
@@ -71,7 +72,8 @@ def serve(
     def ready(address: str) -> None:
         say(f"Velatura is at {address} (Ctrl+C stops it)")
         if show_page:
-            webbrowser.open(address)
+            # Some browsers, those of a terminal, only return when they are closed.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     if not 0 <= port < 2**16:
         raise ValueError(f"--port: expected a number from 0 to 65535, got {port}")

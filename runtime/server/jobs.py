@@ -27,6 +27,7 @@ class Job:
     extra: dict[str, Any] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
     client: str | None = None
+    previews: bool = True
     size: int = 0
     created: int = field(default_factory=lambda: now())
     started: int | None = None

@@ -89,7 +89,7 @@ class Story:
     def _progress(self, node: str, value: int, total: int, preview: Tensor | None) -> Iterator[Event | Preview]:
         yield self._state(node, value, total)
         yield Event("progress", {"value": value, "max": total, "prompt_id": self.job.id, "node": node})
-        if preview is not None and time.monotonic() - self.last_preview > _PAUSE:
+        if preview is not None and self.job.previews and time.monotonic() - self.last_preview > _PAUSE:
             self.last_preview = time.monotonic()
             yield Preview(self.job.id, node, jpeg(preview))
 

@@ -76,7 +76,10 @@ def _job(server: Server, asked: dict[str, Any], number: float) -> Job:
         raise BadBody("prompt_id: expected at most 64 letters, digits, - and _")
     client = client[:128] if isinstance(client, str) else None
     targets = targets or graph.outputs(checked, schemas)
-    return Job(id_, number, checked, _extra(asked.get("extra_data")), targets, client)
+    data = asked.get("extra_data")
+    data = data if isinstance(data, dict) else {}
+    previews = data.get("preview_method") != "none"
+    return Job(id_, number, checked, _extra(data.get("extra_pnginfo")), targets, client, previews)
 
 
 def _targets(asked: Any) -> list[str] | None:
@@ -88,9 +91,8 @@ def _targets(asked: Any) -> list[str] | None:
     return list(dict.fromkeys(map(str, asked)))
 
 
-def _extra(asked: Any) -> dict[str, Any]:
-    """What pictures are to carry: names and values for their text. Keys to other services are not kept."""
-    info = asked.get("extra_pnginfo") if isinstance(asked, dict) else None
+def _extra(info: Any) -> dict[str, Any]:
+    """What pictures are to carry: names and values for their text. Keys to other services, beside it, are not kept."""
     if not isinstance(info, dict):
         return {}
     # A PNG's text has a name of 1 to 79 Latin letters; its graph is written by ourselves.

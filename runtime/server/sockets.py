@@ -23,12 +23,13 @@ class Client:
 
     def __init__(self, id_: str, socket: web.WebSocketResponse, limit: int):
         self.id, self.socket = id_, socket
-        self.flags: dict[str, Any] = {}
+        # None until it tells what it knows. Programs that do not take whatever is binary for a result.
+        self.flags: dict[str, Any] | None = None
         self.unread: asyncio.Queue[Event | Preview | None] = asyncio.Queue(limit)
 
     def put(self, message: Event | Preview) -> None:
         """Leave a message for it. A client that reads nothing is given up."""
-        if isinstance(message, Preview) and self.unread.qsize() > _BUSY:
+        if isinstance(message, Preview) and (self.flags is None or self.unread.qsize() > _BUSY):
             return
         if self.unread.full():
             self.give_up()
@@ -48,7 +49,8 @@ class Client:
                 if isinstance(message, Event):
                     await self.socket.send_str(message.text())
                 else:
-                    new = self.flags.get("supports_preview_metadata") is True
+                    flags = self.flags or {}
+                    new = flags.get("supports_preview_metadata") is True
                     await self.socket.send_bytes(message.binary(with_metadata=new))
         await self.socket.close(code=WSCloseCode.TRY_AGAIN_LATER)
 

@@ -129,6 +129,21 @@ async def test_previews_are_sent_in_the_form_that_the_client_knows(serving, smal
             assert picture.startswith(b"\xff\xd8\xff")
 
 
+async def test_who_did_not_ask_for_previews_gets_none(serving, small):
+    """Programs take whatever is binary for a result; and people turn previews off."""
+    import torch
+
+    image = torch.zeros(3, 16, 16)
+    small.nodes["Slow"].execute = classmethod(lambda cls, steps, after=None: _with_preview(steps, image))
+    async with serving() as browser:
+        silent = await browser.client.ws_connect("/ws?clientId=silent")
+        await browser.queue(slow(1), client_id="silent")
+        assert not any(isinstance(each, bytes) for each in await browser.hear(silent))
+        socket = await browser.listen()
+        await browser.queue(slow(2), extra_data={"preview_method": "none"})
+        assert not any(isinstance(each, bytes) for each in await browser.hear(socket))
+
+
 def _with_preview(steps, image):
     from velatura.hosts import running
     from velatura.hosts.schema import NodeOutput
