@@ -261,3 +261,15 @@ def test_a_wrong_command_line_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2 and "usage: velatura" in capsys.readouterr().err
+
+
+def test_serving_where_it_cannot_says_what_to_change(tmp_path, capsys):
+    import socket
+
+    pytest.importorskip("aiohttp")
+    command = ["serve", "--user-dir", str(tmp_path / "user"), "--out", str(tmp_path / "out"), "--port"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main([*command, str(taken.getsockname()[1])]) == 2
+    assert "choose another with --port" in capsys.readouterr().err
+    assert main([*command, "70000"]) == 2
+    assert "--port: expected a number" in capsys.readouterr().err
