@@ -110,28 +110,41 @@ def pack(tmp_path_factory: pytest.TempPathFactory, sprites_folder: Path) -> Path
     models = target / "demo" / "models"
     models.mkdir()
     (models / "sprites").symlink_to(sprites_folder)
-    shipped = ROOT / "demo" / "models" / LCM_FILE
-    if shipped.exists():
-        (models / LCM_FILE).symlink_to(shipped)
-    else:
-        write_lcm(models / LCM_FILE)
+    for name, write in ((LCM_FILE, write_lcm), (SMOOTH_FILE, write_smooth)):
+        shipped = ROOT / "demo" / "models" / name
+        if shipped.exists():
+            (models / name).symlink_to(shipped)
+        else:
+            write(models / name)
     return target
 
 
 LCM_FILE = "sprites-lcm.safetensors"
+SMOOTH_FILE = "sprites-smooth.safetensors"
+LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
 def write_lcm(path: Path, size: float = 0.02) -> None:
     """A file of the same layout as the shipped few-step model's, with small seeded numbers in it."""
     generator = torch.Generator().manual_seed(4)
-    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
     tensors = {
-        f"{layer}.lora_down.weight": torch.randn(4, 160, generator=generator),
-        f"{layer}.lora_up.weight": size * torch.randn(160, 4, generator=generator),
-        f"{layer}.alpha": torch.tensor(4.0),
+        **lora_of(LAYER, size, generator),
         "time_embedding.cond_proj.weight": size * torch.randn(96, 256, generator=generator),
     }
     save_file(tensors, path, {"velatura_guidance": "omega"})
+
+
+def write_smooth(path: Path, size: float = 0.02) -> None:
+    """The same for the shipped Smooth-LoRA."""
+    save_file(lora_of(LAYER, size, torch.Generator().manual_seed(5)), path)
+
+
+def lora_of(layer: str, size: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {
+        f"{layer}.lora_down.weight": torch.randn(4, 160, generator=generator),
+        f"{layer}.lora_up.weight": size * torch.randn(160, 4, generator=generator),
+        f"{layer}.alpha": torch.tensor(4.0),
+    }
 
 
 @pytest.fixture(scope="session")
