@@ -67,7 +67,7 @@ def serve(
     except ModuleNotFoundError as error:
         if error.name != "aiohttp":
             raise
-        raise OSError('serving needs two packages more: pip install "velatura[serve]"') from error
+        raise OSError('serving needs two packages more: pip install -e ".[serve]" in the pack') from error
 
     def ready(address: str) -> None:
         say(f"Velatura is at {address} (Ctrl+C stops it)")

@@ -40,7 +40,7 @@ async def _serve(config: Config, ready: Callable[[str], None]) -> None:
         if not guard.is_local(config.host):
             logging.warning("anyone who reaches %s can run graphs here and read the pictures", config.host)
         if frontend.static_folder() is None:
-            logging.warning('there is no page, only the API: pip install "velatura[serve]" brings the frontend')
+            logging.warning('there is no page, only the API: pip install -e ".[serve]" in the pack brings it')
         ready(_address(runner, config))
         await stop.wait()
     finally:

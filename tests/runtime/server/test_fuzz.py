@@ -119,9 +119,14 @@ SLASHES = ["/", "/", "%2f", "%2F", "\\", "%5c", "%252f", "//", "%c0%af"]
 @st.composite
 def names(draw: st.DrawFn) -> str:
     """Names that try to get out, some of them beyond any sense."""
+    slash = st.sampled_from(SLASHES)
+    if draw(st.booleans()):
+        pieces = st.sampled_from(["link", "..", "%2e%2e", "workflows", "x"])
+        ways = draw(st.just(["link"]) | st.just([".."]) | st.lists(pieces, min_size=1, max_size=4))
+        return "".join(way + draw(slash) for way in ways) + "outside.txt"
     count = draw(st.integers(1, 5))
     pieces = st.sampled_from(PIECES) | st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=6)
-    return "".join(draw(pieces) + (draw(st.sampled_from(SLASHES)) if i < count - 1 else "") for i in range(count))
+    return "".join(draw(pieces) + (draw(slash) if i < count - 1 else "") for i in range(count))
 
 
 PATHS = [

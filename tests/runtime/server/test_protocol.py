@@ -55,6 +55,23 @@ async def test_help_pages_are_served_where_comfyui_serves_them(serving):
         assert answer.status == 200 and "sprites" in await answer.text()
 
 
+async def test_the_packs_scripts_load_as_in_comfyui(serving, tmp_path, monkeypatch):
+    """One entry file for both hosts: listed are scripts, not modules; `../../scripts/app.js` is the frontend's."""
+    from velatura.runtime.server import frontend
+
+    (tmp_path / "web" / "widgets").mkdir(parents=True)
+    for name in ("velatura.js", "widgets/slider.mjs"):
+        (tmp_path / "web" / name).write_text("export {}")
+    monkeypatch.setattr(frontend, "PACK", tmp_path)
+    async with serving() as browser:
+        assert await browser.get("/api/extensions") == ["/extensions/velatura/velatura.js"]
+        for name in ("velatura.js", "widgets/slider.mjs"):
+            async with browser.client.get(f"/extensions/velatura/{name}") as answer:
+                assert answer.content_type == "text/javascript" and answer.headers["Cache-Control"] == "no-cache"
+        async with browser.client.get("/scripts/app.js") as answer:
+            assert answer.status == (200 if frontend.static_folder() else 404)
+
+
 async def test_a_run_tells_its_story_in_order(serving):
     """Progress bars and results hang on these messages; a client asks for the history once it hears the end."""
     async with serving() as browser:
