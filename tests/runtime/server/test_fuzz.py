@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from velatura.hosts import schema as io
@@ -143,6 +143,10 @@ FUZZ = settings(max_examples=120, suppress_health_check=[HealthCheck.function_sc
 
 
 @FUZZ
+@example(PATHS[0], "link/outside.txt")
+@example(PATHS[0], "..%2f..%2foutside.txt")
+@example(PATHS[3], "link%2Foutside.txt")
+@example(PATHS[3], "%2e%2e%2f%2e%2e%2f%2e%2e%2foutside.txt")
 @given(st.sampled_from(PATHS), names())
 def test_no_name_in_an_address_leads_out(live, route, name):
     method, pattern = route
