@@ -58,4 +58,28 @@ class CLIPSetLastLayer(StockNode):
         return io.NodeOutput(clip.stopping_at(stop_at_clip_layer))
 
 
-NODES = [CLIPTextEncode, CLIPSetLastLayer]
+class ConditioningCombine(StockNode):
+    """Several prompts in one wire."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ConditioningCombine",
+            display_name="Conditioning (Combine)",
+            category="conditioning",
+            description="Prompts beside one another: a sampler takes the mean of what they lead to, a trainer or a "
+            "meter one after the other.",
+            inputs=[
+                io.Conditioning.Input("conditioning_1", tooltip="The first prompts."),
+                io.Conditioning.Input("conditioning_2", tooltip="Those that follow."),
+            ],
+            outputs=[io.Conditioning.Output()],
+            search_aliases=["combine", "several prompts"],
+        )
+
+    @classmethod
+    def execute(cls, conditioning_1: Any, conditioning_2: Any) -> io.NodeOutput:
+        return io.NodeOutput([*conditioning_1, *conditioning_2])
+
+
+NODES = [CLIPTextEncode, CLIPSetLastLayer, ConditioningCombine]

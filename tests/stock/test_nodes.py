@@ -64,7 +64,7 @@ def advanced(parts, latent, **more):
 
 def test_every_stock_node_is_there():
     loaders = {"CheckpointLoaderSimple", "LoraLoader", "LoraLoaderModelOnly"}
-    prompts = {"CLIPTextEncode", "CLIPSetLastLayer"}
+    prompts = {"CLIPTextEncode", "CLIPSetLastLayer", "ConditioningCombine"}
     samplers = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "KSamplerSelect", "BasicScheduler"}
     latents = {"EmptyLatentImage", "VAEEncode", "VAEDecode", "LatentUpscale", "RepeatLatentBatch", "LatentFromBatch"}
     images = {"LoadImage", "LoadImageMask", "ImageToMask", "MaskToImage", "ImageScale", "SaveImage", "PreviewImage"}
@@ -86,6 +86,16 @@ def test_a_batch_is_what_its_samples_are_alone(parts):
     reference = ksampler(parts, latent_image={"samples": torch.zeros(2, 4, 8, 8), "batch_index": [0, 1]})
     torch.testing.assert_close(alone["samples"], reference["samples"][1:], rtol=1e-4, atol=1e-3)
     assert both["samples"].shape == (2, 4, 8, 8)
+
+
+def test_combined_prompts_pull_alike(parts):
+    _, _, _, positive, negative = parts
+    once = ksampler(parts)
+    (twice,) = call("ConditioningCombine", conditioning_1=positive, conditioning_2=positive)
+    (other,) = call("ConditioningCombine", conditioning_1=positive, conditioning_2=negative)
+    assert len(positive) == 1 and len(twice) == 2, "a node's inputs stay as they are"
+    torch.testing.assert_close(ksampler(parts, positive=twice)["samples"], once["samples"], rtol=1e-3, atol=1e-3)
+    assert (ksampler(parts, positive=other)["samples"] - once["samples"]).abs().max() > 1e-2
 
 
 def test_steps_may_be_shared_out_between_samplers(parts):
