@@ -67,9 +67,19 @@ async def system_stats(request: web.Request) -> web.Response:
         "embedded_python": False,
         "argv": [],
     }
-    device = {"name": "cpu", "type": "cpu", "index": None, "vram_total": memory[0], "vram_free": memory[1]}
-    device |= {"torch_vram_total": memory[0], "torch_vram_free": memory[1]}
-    return answer({"system": system, "devices": [device]})
+    return answer({"system": system, "devices": [await asyncio.to_thread(_device, memory)]})
+
+
+def _device(memory: tuple[int, int]) -> dict[str, Any]:
+    """What the models run on."""
+    import torch
+
+    if not torch.cuda.is_available():
+        about, (total, free) = {"name": "cpu", "type": "cpu", "index": None}, memory
+    else:
+        about = {"name": torch.cuda.get_device_name(), "type": "cuda", "index": torch.cuda.current_device()}
+        free, total = torch.cuda.mem_get_info()
+    return about | {"vram_total": total, "vram_free": free, "torch_vram_total": total, "torch_vram_free": free}
 
 
 def _memory() -> tuple[int, int]:

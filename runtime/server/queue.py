@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import gc
 import logging
 import traceback
 from collections.abc import Collection
@@ -106,7 +107,15 @@ class Queue:
 
     async def free(self) -> None:
         """Drop the executor's results, models among them, after the running job."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.executor.forget)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._free)
+
+    def _free(self) -> None:
+        import torch
+
+        self.executor.forget()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     async def _work(self) -> None:
         while True:
