@@ -50,6 +50,7 @@ def run(
             recipe = distil.ConsistencyRecipe(
                 steps=steps, batch=batch, solver=solver, skip=skip, rate=1e-3, warmup=5, cooldown=0.3, ema=0.9,
                 omega_min=4.0, omega_max=4.0, guidance_embedding=False, precision="bf16", scenes=scenes, scenes_seed=7,
+                loss="l2", weighting="snr", mu=0.5,
             )  # fmt: skip
 
             def shown(step: int, total: int, preview: Any = None, done: int = done) -> None:

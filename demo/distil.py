@@ -69,10 +69,7 @@ def train_recipe(r: ConsistencyRecipe, folder: Path, progress: Progress, resume:
     quicken(model.unet)
     student = new_student(model, r)
     if r.start_from:
-        start = LCM if r.start_from == SHIPPED else folder.parent / r.start_from / RESULT_FILE
-        if not start.is_file():
-            raise CheckpointError(f"{start}: no such result; run `velatura train {r.start_from}` first")
-        read_student(start, student)
+        go_on(student, r.start_from, LCM, folder.parent / r.start_from / RESULT_FILE)
     encoder = text.towers[0].encoder
     examples = scenes(codec, encoder, r, folder / "latents", progress)
     null = encoded(encoder, architecture.tokenize([""]))
@@ -108,6 +105,14 @@ def new_student(model: DiffusersModel, r: Any) -> Student:
         return other
 
     return Student(network=copy.deepcopy(model.unet).requires_grad_(True), around=around, guidance=guidance)
+
+
+def go_on(student: Student, start_from: str, ours: Path, result: Path) -> None:
+    """Go on from the file that ships, `ours`, or from another run's. CheckpointError if there is none."""
+    start = ours if start_from == SHIPPED else result
+    if not start.is_file():
+        raise CheckpointError(f"{start}: no such result; run `velatura train {start_from}` first")
+    read_student(start, student)
 
 
 def scenes(codec: Any, encoder: nn.Module, r: Any, folder: Path, progress: Progress) -> Examples:

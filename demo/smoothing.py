@@ -26,11 +26,13 @@ GUIDANCE = 5.0
 
 @dataclass(frozen=True)
 class SmoothRecipe(SmoothSettings):
-    """`trained` is "lora", of `rank` and on `layers`, or "full", the whole network."""
+    """`start_from`, another run of this kind or "shipped", is gone on from. `trained` is "lora", of `rank` and on
+    `layers`, or "full", the whole network."""
 
     trained: str = "lora"
     rank: int = 8
     layers: str = "attention"
+    start_from: str = ""
     scenes: int = 16384
     scenes_seed: int = 1
     bare: float = 0.1
@@ -44,6 +46,8 @@ class SmoothRecipe(SmoothSettings):
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.trained not in ("lora", "full"):
             raise ValueError(f"trained: expected 'lora' or 'full', got {self.trained!r}")
+        if self.trained == "full" and self.start_from:
+            raise ValueError("start_from: a whole network cannot go on from a LoRA; leave it out")
         if not 0 <= self.bare <= 1:
             raise ValueError(f"bare: expected 0 .. 1, got {self.bare}")
 
@@ -54,6 +58,8 @@ def train_recipe(r: SmoothRecipe, folder: Path, progress: Progress, resume: bool
 
     model, text, codec = load("diffusers").load_folder(MODEL)
     student = distil.new_student(model, r)
+    if r.start_from:
+        distil.go_on(student, r.start_from, SMOOTH, folder.parent / r.start_from / RESULT_FILE)
     encoder = text.towers[0].encoder
     examples = distil.scenes(codec, encoder, r, folder / "latents", progress)
     null = distil.encoded(encoder, architecture.tokenize([""]))

@@ -11,6 +11,7 @@ from velatura.benchmarks import smooth
 from velatura.core.lora import read_lora
 from velatura.demo import recipes, smoothing
 from velatura.training import adapters
+from velatura.training.checkpoint import CheckpointError
 
 SMALL = {"kind": "smooth", "scenes": 2, "steps": 1, "batch": 1, "warmup": 0, "rate": 0.01}
 
@@ -41,6 +42,14 @@ def test_a_run_leaves_a_lora_of_the_attention_layers(run, tmp_path):
     assert {"loss.png", "samples.png", "result.safetensors"} <= {
         p.name for p in (tmp_path / "runs" / "smooth").iterdir()
     }
+
+
+def test_a_run_goes_on_from_another(run):
+    first = read_lora(load_file(run("smooth", rank=2, steps=2)["file"])).of("unet")
+    second = read_lora(load_file(run("more", rank=2, start_from="smooth")["file"])).of("unet")
+    assert 0 < max(float((low.up - second[name].up).abs().max()) for name, low in first.items()) < 0.1
+    with pytest.raises(CheckpointError, match="run `velatura train nowhere` first"):
+        run("lost", start_from="nowhere")
 
 
 def test_a_whole_network_may_be_trained(run):
