@@ -39,6 +39,7 @@ def run(
     table_steps: int = 150,
     table_batch: int = 16,
     table_prompts: int | None = None,
+    table_images: int | None = None,
     scenes: int = 2048,
     sheet: str | Path | None = SHEET,
 ) -> dict[str, Any]:
@@ -65,7 +66,9 @@ def run(
     if sheet is not None:
         report.save_picture(report.sheet(torch.cat(strips), FRAMES), sheet)
     if table_steps:
-        figures |= {"table_steps": table_steps, "table_prompts": few, "table_base": measured(base, few)}
+        measured.judge = Judge(Path(folder), table_images or images)
+        figures |= {"table_steps": table_steps, "table_prompts": few, "table_images": table_images or images}
+        figures["table_base"] = measured(base, few)
         figures |= _tables(base, text, codec, measured, few, table_steps, table_batch, scenes, progress)
     return figures
 
