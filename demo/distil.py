@@ -48,17 +48,22 @@ class ConsistencyRecipe(ConsistencySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rank", "scenes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.trained not in ("lora", "full"):
-            raise ValueError(f"trained: expected 'lora' or 'full', got {self.trained!r}")
-        if self.trained == "full" and self.start_from:
-            raise ValueError("start_from: a whole network cannot go on from a LoRA; leave it out")
+        check_student(self)
         if self.style not in STYLES:
             raise ValueError(f"style: expected one of {', '.join(STYLES)}, got {self.style!r}")
-        if not 0 <= self.bare <= 1:
-            raise ValueError(f"bare: expected 0 .. 1, got {self.bare}")
+
+
+def check_student(r: Any) -> None:
+    """ValueError if a recipe of this kind, or of kind "smooth", asks for a student or for scenes that cannot be."""
+    for name in ("rank", "scenes"):
+        if getattr(r, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(r, name)}")
+    if r.trained not in ("lora", "full"):
+        raise ValueError(f"trained: expected 'lora' or 'full', got {r.trained!r}")
+    if r.trained == "full" and r.start_from:
+        raise ValueError("start_from: a whole network cannot go on from a LoRA; leave it out")
+    if not 0 <= r.bare <= 1:
+        raise ValueError(f"bare: expected 0 .. 1, got {r.bare}")
 
 
 def train_recipe(r: ConsistencyRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:

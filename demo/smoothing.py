@@ -41,15 +41,7 @@ class SmoothRecipe(SmoothSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rank", "scenes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.trained not in ("lora", "full"):
-            raise ValueError(f"trained: expected 'lora' or 'full', got {self.trained!r}")
-        if self.trained == "full" and self.start_from:
-            raise ValueError("start_from: a whole network cannot go on from a LoRA; leave it out")
-        if not 0 <= self.bare <= 1:
-            raise ValueError(f"bare: expected 0 .. 1, got {self.bare}")
+        distil.check_student(self)
 
 
 def train_recipe(r: SmoothRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
