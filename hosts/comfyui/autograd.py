@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +33,16 @@ def thaw(module: nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.is_inference():
                 part._buffers[name] = buffer.clone()
+
+
+@contextmanager
+def own_inputs(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, each module works on a copy of its input, so that who else holds the input may write into it."""
+    with ExitStack() as hooks:
+        for module in modules:
+            hook = module.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:]))
+            hooks.callback(hook.remove)
+        yield
 
 
 def thawed(value: Any) -> Any:

@@ -80,6 +80,8 @@ class ComfyModel:
             if not self._differentiable:
                 context.enter_context(torch.no_grad())  # the host's parameters ask for gradients
             self._attach(context, base)
+            if self._differentiable and "control" in condition.extras:
+                context.enter_context(autograd.own_inputs(unet.skip_readers(unet.unet_of(base))))
             if self._low_memory:
                 context.enter_context(recomputing(unet.units_of(base)))
             omega = None if guidance_embedding is None else torch.as_tensor(guidance_embedding).expand(x.shape[0])
@@ -104,8 +106,6 @@ class ComfyModel:
 
     def _control(self, control: Any, base: Any, x_ve: Tensor, sigma: Tensor, inputs: Any, options: Any) -> Any:
         """The residuals of a ControlNet that the condition carries."""
-        if self._differentiable:
-            raise ValueError("condition: ComfyUI's ControlNets have no gradients; disconnect it for this node")
         control.pre_run(base, base.model_sampling.percent_to_sigma)
         try:
             return control.get_control(x_ve, sigma, inputs, 1, options)
@@ -128,6 +128,8 @@ class ComfyModel:
         base = self.native.model
         if self._differentiable:
             autograd.thaw(base)
+            for patcher in () if control is None else control.get_models():
+                autograd.thaw(patcher.model)
         return base
 
     def _conditions(self, base: Any, x_ve: Tensor, condition: Condition) -> dict[str, Any]:

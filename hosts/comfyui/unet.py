@@ -59,6 +59,13 @@ def units_of(base: Any) -> list[nn.Module]:
     return [module for module in unet_of(base).modules() if isinstance(module, kinds)]
 
 
+def skip_readers(unet: UNetModel) -> list[nn.Module]:
+    """The modules that read what is also a skip connection. ComfyUI adds a ControlNet's residuals to the skips in
+    place, after these have read them and before their backward pass does."""
+    blocks: list[Any] = [*unet.input_blocks[1:], *([] if unet.middle_block is None else [unet.middle_block])]
+    return [block[0] for block in blocks]
+
+
 def places_of(unet: UNetModel) -> list[Place]:
     """Every place in the order the network runs them, levels and layers counted as diffusers counts them."""
     found = []

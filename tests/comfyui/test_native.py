@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from velatura import hosts
-from velatura.core.ddim import ddim_transfer
+from velatura.core.ddim import ddim_timesteps, ddim_transfer
+from velatura.core.inversion import Settings, invert
 from velatura.core.lora import LowRank, LowRankDeltas, Target
 from velatura.core.protocols import Attend, Condition, Site
+from velatura.core.reconstruct import reconstruct
 from velatura.demo.architecture import UNET
 
 XL_POOLED = 32
@@ -133,25 +135,71 @@ def test_sdxl_gets_its_pooled_prompt_and_sizes(host: Any) -> None:
     assert grad.isfinite().all()
 
 
-def test_a_controlnet_on_the_condition_is_applied(host: Any) -> None:
+def controlnet(strength: float = 1.0) -> Any:
+    """A ControlNet at the demo model's size, its picture set."""
     import comfy.cldm.cldm
     import comfy.controlnet
 
     from velatura.hosts.comfyui.load import unet_config
 
-    patcher = tiny("BaseModel")
     network = comfy.cldm.cldm.ControlNet(**unet_config(UNET), hint_channels=3)
     fill(network)
     control = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
-    control.set_cond_hint(seeded(1, 3, 128, 128), 1.0, (0.0, 1.0))
+    return control.set_cond_hint(seeded(1, 3, 128, 128), strength, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("family", ["v_prediction", "SDXL", "controlnet", "fp16"])
+def test_a_latent_is_inverted_and_comes_back(
+    host: Any, sprites_folder: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optimised are float32 null texts, whatever the weights and whatever else the condition carries."""
+    from comfy.cli_args import args
+
+    pooled = seeded(1, XL_POOLED, seed=2) if family == "SDXL" else None
+    extras = {"controlnet": {"control": controlnet(0.2)}, "SDXL": {"width": 128, "height": 128}}.get(family, {})
+    condition, null = (Condition(0.5 * seeded(1, 32, 128, seed=seed), pooled, extras) for seed in (1, 3))
+    if family == "fp16":
+        monkeypatch.setattr(args, "fp16_unet", True)
+        patcher = host.load_folder(sprites_folder)[0]
+        assert patcher.model_dtype() == torch.float16
+    else:
+        patcher = tiny("SDXL" if family == "SDXL" else "BaseModel", "v_prediction" if family[0] == "v" else "epsilon")
+    model, x_0 = host.model(patcher), X[:1]
+
+    def missed(method: Any) -> float:
+        settings = Settings(ddim_timesteps(1000, 4), method, guidance=2.0, tolerance=1e-3)
+        found = invert(model, x_0, condition, null, settings)
+        assert found.nulls is None or found.nulls.dtype == torch.float32
+        return float((reconstruct(model, found) - x_0).square().mean().sqrt())
+
+    assert missed("exact") < 1e-3
+    # A network of random weights says little by its text, so null texts cannot mend all.
+    assert missed("null_text") < missed("ddim")
+
+
+def test_a_controlnet_on_the_condition_is_applied(host: Any) -> None:
+    patcher, control = tiny("BaseModel"), controlnet()
     condition = Condition(CONDITION.embedding, extras={"control": control})
     model = host.model(patcher)
     ours = model.predict_noise(X, T, condition)
     assert control.cond_hint is None  # cleaned up after each use
     assert (ours - model.predict_noise(X, T, CONDITION)).abs().max() > 1e-3
     torch.testing.assert_close(ours, theirs(patcher, X, T, host.conditioning(condition)), rtol=0, atol=2e-5)
-    with pytest.raises(ValueError, match="ControlNet"), model.differentiable():
-        model.predict_noise(X, T, condition)
+    way = seeded(1, 32, 128, seed=5)
+    at = T[1:2]
+
+    def projected(embedding: Any) -> Any:
+        return model.predict_noise(X[:1], at, Condition(embedding, extras={"control": control})).double().sum()
+
+    gradients = []
+    for low_memory in (False, True):
+        with model.differentiable(low_memory=low_memory):
+            embedding = CONDITION.embedding.clone().requires_grad_()
+            gradients += torch.autograd.grad(projected(embedding), embedding)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    step = 1e-2
+    slope = (projected(CONDITION.embedding + step * way) - projected(CONDITION.embedding - step * way)) / (2 * step)
+    assert float((gradients[0] * way).sum()) == pytest.approx(float(slope), rel=1e-2)
 
 
 def test_a_flow_model_is_refused(host: Any) -> None:
