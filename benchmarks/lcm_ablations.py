@@ -25,17 +25,17 @@ PLOT = Path(__file__).parent / "results" / "lcm_ablations.png"
 def run(
     progress: Progress = no_progress,
     *,
-    steps: int = 48,
-    batch: int = 16,
-    images: int = 128,
+    steps: int = 160,
+    batch: int = 8,
+    images: int = 96,
     scenes: int = 1024,
     skips: tuple[int, ...] = SKIPS,
     captions: int = 16,
     each: int = 6,
     plot: str | Path | None = PLOT,
 ) -> dict[str, Any]:
-    """`fid_SOLVER_SKIP` and `accuracy_SOLVER_SKIP` of four steps after equally many steps of training; `accuracy_w` and
-    `diversity_w` of the shipped few-step model by guidance.
+    """`fid_SOLVER_SKIP` and `accuracy_SOLVER_SKIP` of four steps, `fid_1_SOLVER_SKIP` and `accuracy_1_SOLVER_SKIP` of
+    one, after equally many steps of training; `accuracy_w` and `diversity_w` of the shipped few-step model by guidance.
 
     Diversity is the mean distance of the judge's features from their mean, over pictures of one caption.
     """
@@ -57,9 +57,10 @@ def run(
                 progress(done * steps + step, len(runs) * steps, None)
 
             with student_of(model, text, codec, recipe, Path(home, f"{solver}-{skip}"), shown):
-                timesteps = lcm_timesteps(4, original_steps=1000 // skip)
-                made = measure.pictures(model, text, codec, judge.prompts, lcm.consistently(model, timesteps), seed=0)
-            figures[f"fid_{solver}_{skip}"], figures[f"accuracy_{solver}_{skip}"] = judge(made)
+                for count, name in ((4, f"{solver}_{skip}"), (1, f"1_{solver}_{skip}")):
+                    sample = lcm.consistently(model, lcm_timesteps(count, original_steps=1000 // skip))
+                    made = measure.pictures(model, text, codec, judge.prompts, sample, seed=0)
+                    figures[f"fid_{name}"], figures[f"accuracy_{name}"] = judge(made)
     figures |= guidance(model, text, codec, judge, captions, each)
     if plot is not None:
         draw(figures, skips, plot)
@@ -98,17 +99,19 @@ def guidance(model: Any, text: Any, codec: Any, judge: lcm.Judge, captions: int,
 
 
 def draw(figures: dict[str, Any], skips: tuple[int, ...], path: str | Path) -> None:
-    """The two experiments side by side, as a PNG."""
+    """The experiments side by side, as a PNG."""
     from matplotlib.figure import Figure
 
     from ..training.checkpoint import whole
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for solver in SOLVERS:
-        left.plot([str(k) for k in skips], [figures[f"fid_{solver}_{k}"] for k in skips], marker="o", label=solver)
-    left.set(xlabel="skipping step k", ylabel="FID, 4 steps", title=f"{figures['steps']} steps of distillation")
-    left.legend()
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    four, one, right = figure.subplots(1, 3)
+    for axes, which, label in ((four, "", "4 steps"), (one, "1_", "1 step")):
+        for solver in SOLVERS:
+            fids = [figures[f"fid_{which}{solver}_{k}"] for k in skips]
+            axes.plot([str(k) for k in skips], fids, marker="o", label=solver)
+        axes.set(xlabel="skipping step k", ylabel=f"FID, {label}", title=f"{figures['steps']} steps of distillation")
+        axes.legend()
     right.plot(figures["accuracy_w"].keys(), figures["accuracy_w"].values(), marker="o", color="#1f5f8b")
     right.set(xlabel="guidance w = 1 + omega", ylabel="accuracy", title="accuracy (solid), diversity (dashed)")
     other = right.twinx()

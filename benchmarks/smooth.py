@@ -19,7 +19,8 @@ from ..training import report
 from ..training.smooth import train
 from .lcm import Judge
 
-PROMPTS, IMAGES = 48, 400
+PROMPTS, IMAGES = 32, 256
+TABLE_PROMPTS, TABLE_IMAGES = 8, 96
 FRAMES, STEPS, GUIDANCE = 11, 25, smoothing.GUIDANCE
 WEIGHTS = (0.1, 1.0, 10.0)
 RANKS = ("4", "8", "16", "full")
@@ -36,8 +37,8 @@ def run(
     prompts: int | None = None,
     images: int | None = None,
     steps: int = STEPS,
-    table_steps: int = 150,
-    table_batch: int = 16,
+    table_steps: int = 120,
+    table_batch: int = 8,
     table_prompts: int | None = None,
     table_images: int | None = None,
     scenes: int = 2048,
@@ -51,7 +52,7 @@ def run(
     from ..hosts import load
 
     prompts, images = prompts or (4 if quick else PROMPTS), images or (64 if quick else IMAGES)
-    few = table_prompts or max(2, prompts // 2)
+    few, fewer = table_prompts or (2 if quick else TABLE_PROMPTS), table_images or (64 if quick else TABLE_IMAGES)
     base, text, codec = load("diffusers").load_folder(folder)
     smooth = base.with_lora(read_lora(load_file(file)))
     judge = Judge(Path(folder), images)
@@ -66,8 +67,8 @@ def run(
     if sheet is not None:
         report.save_picture(report.sheet(torch.cat(strips), FRAMES), sheet)
     if table_steps:
-        measured.judge = Judge(Path(folder), table_images or images)
-        figures |= {"table_steps": table_steps, "table_prompts": few, "table_images": table_images or images}
+        measured.judge = Judge(Path(folder), fewer)
+        figures |= {"table_steps": table_steps, "table_prompts": few, "table_images": fewer}
         figures["table_base"] = measured(base, few)
         figures |= _tables(base, text, codec, measured, few, table_steps, table_batch, scenes, progress)
     return figures
