@@ -84,6 +84,11 @@ class Host(Protocol):
         """The running node's progress bar; raises the host's interruption when the user cancels."""
         ...
 
+    def tell(self, event: str, data: dict[str, Any]) -> None:
+        """Send `data`, plain JSON, to the running node's widget in the browser, as the websocket message
+        `velatura.EVENT` with the node's id in "node". Nothing is sent where nobody watches."""
+        ...
+
 
 _chosen: Host | None = None
 

@@ -24,7 +24,8 @@ from .validate import overrides
 
 Events = Callable[[str, dict[str, Any]], None]
 """`events(name, data)`, by ComfyUI's names: execution_start, execution_cached, executing, progress, executed,
-execution_error, execution_interrupted, execution_success. `progress` carries `preview`, an image [3, H, W] or None."""
+execution_error, execution_interrupted, execution_success. `progress` carries `preview`, an image [3, H, W] or None.
+Messages of nodes to their widgets are velatura.NAME."""
 
 
 def no_events(name: str, data: dict[str, Any]) -> None:
@@ -151,7 +152,8 @@ class _Run:
         hidden = self._hidden(id_)
         cls = self.nodes[node["class_type"]].PREPARE_CLASS_CLONE(hidden)
         given = {name: self._value(value, done) for name, value in node["inputs"].items()}
-        with running.reporting(lambda total: self._progress(id_, total)), torch.no_grad():
+        told = lambda event, data: self.emit(f"velatura.{event}", {**data, "node": id_})  # noqa: E731
+        with running.reporting(lambda total: self._progress(id_, total), told), torch.no_grad():
             output = cls.execute(**given)
         return _done(output, cls, len(self._schema(id_).outputs))
 

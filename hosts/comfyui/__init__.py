@@ -83,5 +83,8 @@ class ComfyHost:
     def progress(self, total: int) -> Progress:
         return progress_bar.progress(total)
 
+    def tell(self, event: str, data: dict[str, Any]) -> None:
+        progress_bar.tell(event, data)
+
 
 HOST = ComfyHost()

@@ -1,13 +1,15 @@
-"""The running node's progress bar."""
+"""The running node's progress bar, and its messages to the browser."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import torch
+from comfy_execution.utils import get_executing_context
 
 from ...core.protocols import Progress
 
@@ -23,6 +25,21 @@ def progress(total: int) -> Progress:
         bar.update_absolute(step, total, None if preview is None else ("JPEG", _picture(preview), PREVIEW_SIDE))
 
     return report
+
+
+def tell(event: str, data: dict[str, Any]) -> None:
+    """Send the message `velatura.EVENT` to whoever queued the running prompt, if it was a browser."""
+    server, running = getattr(comfy_server(), "instance", None), get_executing_context()
+    # Without a client's id ComfyUI would send it to everyone.
+    if server is None or server.client_id is None or running is None:
+        return
+    message = {**data, "node": running.node_id, "prompt_id": running.prompt_id}
+    server.send_sync(f"velatura.{event}", message, server.client_id)
+
+
+def comfy_server() -> Any:
+    """ComfyUI's PromptServer, None where ComfyUI is used as a library: importing it there would build a server."""
+    return getattr(sys.modules.get("server"), "PromptServer", None)
 
 
 def _picture(image: torch.Tensor) -> Any:

@@ -86,5 +86,8 @@ class DiffusersHost:
     def progress(self, total: int) -> Progress:
         return running.progress(total)
 
+    def tell(self, event: str, data: dict[str, Any]) -> None:
+        running.tell(event, data)
+
 
 HOST = DiffusersHost()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from velatura.hosts import running
 from velatura.hosts.folders import Folders
 from velatura.hosts.running import Interrupted
 from velatura.runtime import validate
@@ -126,6 +127,18 @@ def test_events_tell_the_story_in_comfyuis_words(small, run):
     run(prompt, events=lambda name, data: told.append((name, data)))
     assert told[1][1]["nodes"] == ["1", "2"]
     assert [name for name, _ in told[2:]] == ["executed", "executing", "execution_success"]
+
+
+def test_a_node_tells_its_widget_and_no_other_run_hears_it(small, run):
+    told = []
+    small.state.on_step = lambda step: running.tell("curves", {"step": step})
+    run({"7": entry("Slow", steps=2), "2": entry("Show", value=["7", 0])}, events=lambda *each: told.append(each))
+    said = [data for name, data in told if name == "velatura.curves"]
+    assert [(data["node"], data["step"]) for data in said] == [("7", 0), ("7", 1)]
+    assert all(data["prompt_id"] for data in said)
+    told.clear()
+    running.tell("curves", {"step": 9})
+    assert told == []
 
 
 def test_cancelling_stops_within_a_step_and_keeps_what_was_done(small, run):
