@@ -13,6 +13,14 @@ from .protocols import Condition, LatentModel, Progress, no_progress
 Preview = Callable[[Tensor], Tensor]
 """A latent [B, C, h, w] -> a picture [3, H, W] in 0 .. 1 of its first sample, for a progress bar."""
 
+Watch = Callable[[int, Tensor], None]
+"""`watch(step, miss)`: how far sampling step `step` ended from the inversion's path, RMS, each sample [B]."""
+
+
+def unwatched(step: int, miss: Tensor) -> None:
+    """The Watch that looks away."""
+
+
 EXTRA_CORRECTIONS = 3
 """Steps at the data's end that are corrected twice: the noise prediction changes fastest there."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .counting import CountedModel
 from .ddim import ddim_transfer
-from .ddim_inversion import Preview, ddim_invert, falling
+from .ddim_inversion import Preview, Watch, ddim_invert, falling, unwatched
 from .edict import Predict, edict_invert
 from .guidance import guide
 from .null_text import null_text
@@ -100,11 +100,13 @@ def invert(
     noise: Tensor | None = None,
     progress: Progress = no_progress,
     preview: Preview | None = None,
+    watch: Watch = unwatched,
 ) -> Inversion:
     """Find from what `reconstruct` makes the latents x_0 [B, C, h, w] again.
 
     Without `null`, and for "negative_prompt", the source prompt stands in for it. `noise`, standard normal like x_0,
-    is needed where steps are to be noised. ValueError names an input that cannot work.
+    is needed where steps are to be noised. `watch` is told the losses that the method comes to know, as it does.
+    ValueError names an input that cannot work.
     """
     _check(model, x_0, condition, settings)
     counted = CountedModel(model)
@@ -117,7 +119,7 @@ def invert(
     if settings.method == "exact":
         found = _exact(*start, progress, preview)
     else:
-        found = _along_pivots(*start, noise, progress, preview)
+        found = _along_pivots(*start, noise, progress, preview, watch)
     inversion = Inversion(
         method=settings.method,
         guidance=settings.guidance,
@@ -171,6 +173,7 @@ def _along_pivots(
     noise: Tensor | None,
     progress: Progress,
     preview: Preview | None,
+    watch: Watch,
 ) -> dict[str, Any]:
     total = len(settings.timesteps)
     whole = 2 * total if settings.method in ("null_text", "direct") else total
@@ -200,6 +203,7 @@ def _along_pivots(
             iterations=settings.iterations,
             progress=rest,
             preview=preview,
+            watch=watch,
         )
         found |= {"nulls": texts.series, "losses": texts.losses, "null": texts.null, "reconstructed": texts.x_0}
     elif settings.method == "direct":

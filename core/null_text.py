@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ddim_inversion import Preview, falling, previews
+from .ddim_inversion import Preview, Watch, falling, previews, unwatched
 from .guidance import guide
 from .protocols import Condition, LatentModel, Progress, no_progress
 
@@ -70,6 +70,7 @@ def null_text(
     iterations: int = 3,
     progress: Progress = no_progress,
     preview: Preview | None = None,
+    watch: Watch = unwatched,
 ) -> NullTexts:
     """The null embeddings with which sampling from pivots[n] at guidance `w` follows `pivots` [n + 1, B, C, h, w].
 
@@ -105,6 +106,7 @@ def null_text(
         x = carry * x + push * (eps_cond if eps is None else guide(eps, eps_cond, w))
         series.append(null.detach().cpu())
         losses.append((x - target).flatten(1).square().mean(1).sqrt().cpu())
+        watch(i, losses[-1])
         progress(i + 1, total, show(i + 1, x))
     return NullTexts(start, torch.stack(series), torch.stack(losses).float(), x, optimised)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .ddim import ddim_transfer
-from .ddim_inversion import Preview, falling, previews
+from .ddim_inversion import Preview, Watch, falling, previews
 from .edict import edict_sample
 from .interpolation import lerp, mix_conditions, slerp
 from .inversion import Inversion, guided
@@ -23,12 +23,14 @@ def reconstruct(
     ratio: float = 0.8,
     progress: Progress = no_progress,
     preview: Preview | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Sample the inversion again: x_0 [B, C, h, w]. The model is the one it was made with (`check_same_model`).
 
     With `target`, the source prompt leads while t > T r and the target from t <= T r on, r = `ratio` (Smooth
     Diffusion, Eq. 15): 0 changes nothing, 1 follows the target from the start; null texts, residuals and the exact
-    method's second chain go on as they were. ValueError unless 0 <= r <= 1.
+    method's second chain go on as they were. `watch` is told the distance from the inversion's path, where it has one.
+    ValueError unless 0 <= r <= 1.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio: expected 0 .. 1, got {ratio:g}")
@@ -54,6 +56,9 @@ def reconstruct(
         x = ddim_transfer(model.schedule, x, predict(step, x, t), t, s)
         if inversion.residuals is not None:
             x = x + inversion.residuals[step].to(x)
+        if watch is not None and inversion.pivots is not None:
+            miss = x - inversion.pivots[total - 1 - step].to(x)
+            watch(step, miss.flatten(1).square().mean(1).sqrt().cpu())
         progress(step + 1, total, show(step + 1, x))
     return x
 

@@ -24,7 +24,7 @@ from ..core.schedule import NoiseSchedule
 from ..core.solvers import SOLVERS
 from .diffusion import stratified
 from .examples import Examples, join
-from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
+from .loop import Job, Settings, Trained, Watch, accelerator_for, descend, fit, no_watch, recipe_of
 from .students import Student
 
 Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
@@ -174,12 +174,13 @@ def train(
     resume: bool = False,
     recipe: dict[str, Any] | None = None,
     sample: Sample | None = None,
+    watch: Watch = no_watch,
 ) -> Trained:
     """Train the student in place; the outcome's "student" is its average.
 
     `model` is the teacher, and the network that a LoRA student changes; it stays as it is. `null`, the condition of the
     empty prompt, is for distillation. `sample` makes the preview after each save, from the
-    student as it is.
+    student as it is. `watch` is told the losses.
     """
     distilled = settings.method == "distill"
     if distilled and null is None:
@@ -190,6 +191,7 @@ def train(
         job = _job(model, student, examples, null if distilled else None, settings, accelerator)
         job.recipe = recipe_of(settings, **(recipe or {}))
         job.preview = None if sample is None else lambda: sample(student, job.history)
+        job.watch = watch
         return fit(job, settings, folder, accelerator, progress=progress, resume=resume)
 
 

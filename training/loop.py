@@ -24,6 +24,13 @@ from . import checkpoint as ckpt
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY_EVERY = 10
 
+Watch = Callable[[int, Mapping[str, float]], None]
+"""`watch(step, losses)`: called with each step's losses; when a run is resumed, first with those recorded."""
+
+
+def no_watch(step: int, losses: Mapping[str, float]) -> None:
+    """Losses that nobody watches."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -63,7 +70,7 @@ class Job:
 
     `modules` are trained and saved under their names, each with an average of its weights unless it is in
     `unaveraged`. `step(number, generator)` does one update with its `optimizers` and returns the losses to record, one
-    in HISTORY_EVERY in `history`. `preview` is called after each save.
+    in HISTORY_EVERY in `history`; `watch` is told all of them. `preview` is called after each save.
     """
 
     modules: dict[str, nn.Module]
@@ -74,6 +81,7 @@ class Job:
     preview: Callable[[], Tensor | None] | None = None
     rates: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
+    watch: Watch = no_watch
 
 
 @dataclass
@@ -139,6 +147,7 @@ def fit(
     if resume:
         start, before = _restore(path, job, plain, averages)
         history.update(before)
+        _recall(before, job.watch)
     elif path.exists():
         raise ckpt.CheckpointError(f"{path}: there is a run here; resume it, or name another folder")
     ckpt.need_room(folder, sum(p.numel() * 16 for m in plain.values() for p in m.parameters()))
@@ -162,6 +171,7 @@ def fit(
         if step % HISTORY_EVERY == 0:
             for name, value in losses.items():
                 history.setdefault(name, [float("nan")] * (step // HISTORY_EVERY)).append(value)
+        job.watch(step, losses)
         done = step + 1
         saved = done % settings.save_every == 0 or done == settings.steps
         if saved:
@@ -173,6 +183,12 @@ def fit(
                 save(done)
             raise
     return Trained({n: averages[n].module if n in averages else m for n, m in plain.items()}, history, settings.steps)
+
+
+def _recall(history: Mapping[str, list[float]], watch: Watch) -> None:
+    for place in range(max(map(len, history.values()), default=0)):
+        known = {name: values[place] for name, values in history.items() if place < len(values)}
+        watch(place * HISTORY_EVERY, known)
 
 
 def _average(module: nn.Module, decay: float) -> AveragedModel:

@@ -21,7 +21,7 @@ from ..core.protocols import Condition, LatentModel, Progress, no_progress
 from ..core.schedule import NoiseSchedule
 from .diffusion import stratified
 from .examples import Examples, join, take
-from .loop import Job, Settings, Trained, accelerator_for, fit, recipe_of
+from .loop import Job, Settings, Trained, Watch, accelerator_for, fit, no_watch, recipe_of
 from .students import Student
 
 Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
@@ -120,14 +120,15 @@ def train(
     resume: bool = False,
     recipe: dict[str, Any] | None = None,
     sample: Sample | None = None,
+    watch: Watch = no_watch,
     low_memory: bool = False,
 ) -> Trained:
     """Train the student in place; the outcome's "student" is its average.
 
     `model` is the network that a LoRA student changes; it stays as it is. `null`, the condition of the empty prompt, is
-    for `prompt_dropout`. `sample` makes the preview after each save, from the student as it is. `low_memory` recomputes
-    what gradients need in place of keeping it (gradient checkpointing): the same training, slower. It may be chosen
-    anew when a run is resumed.
+    for `prompt_dropout`. `sample` makes the preview after each save, from the student as it is. `watch` is told the
+    losses. `low_memory` recomputes what gradients need in place of keeping it (gradient checkpointing): the same
+    training, slower. It may be chosen anew when a run is resumed.
 
     ValueError if a part of the network has no second derivative.
     """
@@ -143,6 +144,7 @@ def train(
         job = _job(model, student, examples, null, settings, accelerator)
         job.recipe = recipe_of(settings, **(recipe or {}))
         job.preview = None if sample is None else lambda: sample(student, job.history)
+        job.watch = watch
         return fit(job, settings, folder, accelerator, progress=progress, resume=resume)
 
 

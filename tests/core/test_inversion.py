@@ -102,6 +102,17 @@ def test_null_text_samples_as_it_said() -> None:
                                rtol=1e-2, atol=1e-4)  # fmt: skip
 
 
+def test_the_misses_are_told_as_they_are_known() -> None:
+    told = []
+    settings = Settings(TIMES, "null_text", 7.5)
+    found = invert(MODEL, pictures(2), SOURCE, EMPTY, settings, watch=lambda *each: told.append(each))
+    assert [step for step, _ in told] == list(range(len(TIMES)))
+    assert torch.equal(torch.stack([miss for _, miss in told]).float(), found.losses)
+    again = []
+    reconstruct(MODEL, found, watch=lambda _, miss: again.append(miss))
+    torch.testing.assert_close(torch.stack(again).float(), found.losses, rtol=1e-3, atol=1e-5)
+
+
 def test_the_prompt_as_a_start_is_free() -> None:
     """One evaluation a step, since both conditions say the same; and the result is that of negative-prompt."""
     free = inverted("null_text", null=None, tolerance=10.0)

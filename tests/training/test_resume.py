@@ -114,6 +114,19 @@ def test_killed_and_resumed_is_bit_for_bit_the_whole_run(name, tmp_path):
         assert any(not torch.equal(value, whole[key]) for key, value in start.state_dict().items())
 
 
+def test_who_watches_sees_every_loss_and_on_resuming_what_was_recorded_before(tmp_path):
+    def watched(steps, **options):
+        seen = {}
+        job = loop.Job({"network": nn.Linear(1, 1)}, {}, lambda step, _: {"loss": step + 0.5}, {})
+        job.watch = lambda step, losses: seen.update({step: losses["loss"]})
+        settings = loop.Settings(steps=steps, save_every=1000)
+        loop.fit(job, settings, tmp_path, loop.accelerator_for(settings, cpu=True), **options)
+        return seen
+
+    assert watched(25) == {step: step + 0.5 for step in range(25)}
+    assert watched(28, resume=True) == {step: step + 0.5 for step in (0, 10, 20, 25, 26, 27)}
+
+
 def test_a_process_that_dies_between_checkpoints_resumes_from_the_last(tmp_path):
     whole = train_network(tmp_path / "whole").state_dict()
     with pytest.raises(Killed):
