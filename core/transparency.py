@@ -7,7 +7,8 @@ the files' language: channels [alpha, red, green, blue] in 0 .. 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,15 +16,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .alpha import pad_rgb
 from .stripes import add_pointwise, norm_conv, upsample_conv
 
 ENCODER_WIDTHS = (32, 64, 128, 256)
 DECODER_WIDTHS = (32, 32, 64, 128, 256, 512, 512)
-OFFICIAL_SCALE = 300.0
-"""lambda_offset of the released command line; other programs use the same weights with 1."""
+
+Posterior = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""The autoencoder's encoder: image [B, 3, H, W] in -1 .. 1 -> mean and standard deviation [B, C, h, w], unscaled."""
 
 _GROUPS, _EPS, _HEAD = 4, 1e-5, 8
 _LATENT_LEVEL = 3  # the latent joins at an eighth of the side
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a pair of networks was trained with; the defaults are those of the released files.
+
+    `scale` is lambda_offset: 300 in the released command line, 1 in another program with the same weights. The
+    autoencoder sees the picture over a `backdrop` in -1 .. 1. `keep_soft` is how `pad_rgb` treats soft pixels.
+    """
+
+    scale: float = 300.0
+    backdrop: float = 0.0
+    keep_soft: bool = False
 
 
 class TransparencyEncoder(nn.Module):
@@ -49,6 +65,21 @@ def add_offset(mean: Tensor, std: Tensor, offset: Tensor, scale: float) -> Tenso
     """x_a = x + lambda_offset * x_std * x_offset (Latent Transparency, section 3.1); all [B, C, h, w], unscaled.
     `mean` and `std` are the autoencoder's for the premultiplied picture."""
     return mean + scale * std * offset
+
+
+def shown_to_autoencoder(colour: Tensor, alpha: Tensor, backdrop: float = 0.0) -> Tensor:
+    """The premultiplied picture I_p = I_c * I_alpha in -1 .. 1, of a padded colour in 0 .. 1, over a backdrop."""
+    return (2 * colour - 1) * alpha + backdrop * (1 - alpha)
+
+
+def encode(
+    network: TransparencyEncoder, posterior: Posterior, colour: Tensor, alpha: Tensor, convention: Convention
+) -> Tensor:
+    """The adjusted latent x_a [B, C, H/8, W/8], unscaled, of a straight colour and an alpha in 0 .. 1, sides multiples
+    of 8. Colour where alpha is 0 is ignored."""
+    padded = pad_rgb(colour, alpha, keep_soft=convention.keep_soft)
+    mean, std = posterior(shown_to_autoencoder(padded, alpha, convention.backdrop))
+    return add_offset(mean, std, network(padded, alpha).to(mean), convention.scale)
 
 
 class Resnet(nn.Module):
@@ -186,50 +217,3 @@ class TransparencyDecoder(nn.Module):
         for block in blocks:
             h = block.up(h, skips)
         return norm_conv((h,), self.conv_norm_out, self.conv_out)
-
-
-def encoder_from(tensors: Mapping[str, Tensor]) -> TransparencyEncoder:
-    """The encoder in a file, of any widths. ValueError if there is none, or not a whole one."""
-    if "blocks.0.weight" not in tensors:
-        raise ValueError("it is no transparency encoder: expected blocks.0.weight" + _other(tensors))
-    widths = tuple(len(tensors.get(f"blocks.{k}.weight", ())) for k in (0, 4, 8, 12))
-    last = tensors.get("blocks.16.weight")
-    return _filled(lambda: TransparencyEncoder(widths, 4 if last is None else len(last)), tensors, "encoder")
-
-
-def decoder_from(tensors: Mapping[str, Tensor]) -> TransparencyDecoder:
-    """The decoder in a file, of any widths. ValueError if there is none, or not a whole one."""
-    if "latent_conv_in.weight" not in tensors:
-        raise ValueError("it is no transparency decoder: expected latent_conv_in.weight" + _other(tensors))
-    levels = _count(tensors, "down_blocks.{}.resnets.0.conv1.weight")
-    widths = tuple(len(tensors[f"down_blocks.{k}.resnets.0.conv1.weight"]) for k in range(levels))
-    layers = _count(tensors, "down_blocks.0.resnets.{}.conv1.weight")
-    attends = [k for k in range(levels) if f"down_blocks.{k}.attentions.0.to_q.weight" in tensors]
-    channels = tensors["latent_conv_in.weight"].shape[1]
-    attention_from = min(attends, default=levels)
-    return _filled(lambda: TransparencyDecoder(widths, channels, layers, attention_from), tensors, "decoder")
-
-
-def _filled(make: Any, tensors: Mapping[str, Tensor], what: str) -> Any:
-    try:
-        with torch.device("meta"):
-            network = make()
-        network.load_state_dict(dict(tensors), assign=True)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"it is not a whole transparency {what}: {error}") from error
-    return network.float().eval().requires_grad_(False)
-
-
-def _count(tensors: Mapping[str, Tensor], name: str) -> int:
-    count = 0
-    while name.format(count) in tensors:
-        count += 1
-    return count
-
-
-def _other(tensors: Mapping[str, Tensor]) -> str:
-    if "latent_conv_in.weight" in tensors:
-        return "; it is a decoder"
-    if "blocks.0.weight" in tensors:
-        return "; it is an encoder"
-    return f" among its {len(tensors)} tensors; it is some other model"

@@ -19,7 +19,7 @@ from ..training import autoencoder as autoencoding
 from ..training import diffusion, report, supervised
 from ..training.checkpoint import CheckpointError
 from ..training.loop import CHECKPOINT, Settings
-from . import architecture, classifier, data, smoothing, sprites
+from . import architecture, classifier, data, smoothing, sprites, transparency
 from .distil import ConsistencyRecipe, train_recipe
 from .runs import SHIPPED, finish, new_autoencoder, shipped, this_process, trained_autoencoder
 
@@ -73,13 +73,21 @@ class ClassifierRecipe(Settings):
         _share("bare", self.bare)
 
 
-Recipe = AutoencoderRecipe | DiffusionRecipe | ClassifierRecipe | ConsistencyRecipe | smoothing.SmoothRecipe
+Recipe = (
+    AutoencoderRecipe
+    | DiffusionRecipe
+    | ClassifierRecipe
+    | ConsistencyRecipe
+    | smoothing.SmoothRecipe
+    | transparency.TransparencyRecipe
+)
 KINDS: dict[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "diffusion": DiffusionRecipe,
     "classifier": ClassifierRecipe,
     "consistency": ConsistencyRecipe,
     "smooth": smoothing.SmoothRecipe,
+    "transparency": transparency.TransparencyRecipe,
 }
 
 
@@ -220,6 +228,7 @@ _TRAINERS: dict[type, Callable[..., dict[str, Any]]] = {
     ClassifierRecipe: _train_classifier,
     ConsistencyRecipe: train_recipe,
     smoothing.SmoothRecipe: smoothing.train_recipe,
+    transparency.TransparencyRecipe: transparency.train_recipe,
 }
 
 

@@ -91,14 +91,17 @@ class Autoencoding(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Is each patch of a picture real? [B, 3, H, W] -> logits [B, 1, H/8, W/8] (Isola et al. 2017)."""
+    """Is each patch of a picture real? [B, channels, H, W] -> logits [B, 1, H/8, W/8] (Isola et al. 2017). `deep` puts
+    one more layer before the last: five in all."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, channels: int = 3, deep: bool = False) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         for k in (1, 2):
             layers += [nn.Conv2d(width * k, width * 2 * k, 4, 2, 1), nn.GroupNorm(8, width * 2 * k), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width * 4, 1, 3, 1, 1))
+        if deep:
+            layers += [nn.Conv2d(width * 4, width * 8, 3, 1, 1), nn.GroupNorm(8, width * 8), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width * (8 if deep else 4), 1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.layers(image)

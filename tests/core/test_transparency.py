@@ -7,6 +7,8 @@ from torch import nn
 
 from velatura.core import stripes
 from velatura.core import transparency as tr
+from velatura.core import transparency_file as files
+from velatura.core.alpha import pad_rgb
 from velatura.core.transparency_decode import TURNS, _turn, _turn_back, decode
 
 WIDTHS = (8, 8, 16, 24)
@@ -42,7 +44,7 @@ def test_the_released_encoder_loads_whole():
     expected |= {f"blocks.{2 * k}.bias": (channels[k + 1],) for k in range(9)}
     assert shapes == expected
     assert sum(p.numel() for p in network.parameters()) == 1_181_764
-    loaded = tr.encoder_from({name: value.half() for name, value in network.state_dict().items()})
+    loaded = files.encoder_from({name: value.half() for name, value in network.state_dict().items()})
     assert next(loaded.parameters()).dtype == torch.float32
     assert loaded(torch.rand(1, 3, 24, 16), torch.rand(1, 1, 24, 16)).shape == (1, 4, 3, 2)
 
@@ -101,27 +103,27 @@ def test_the_released_decoder_loads_whole():
     assert {name: tuple(p.shape) for name, p in network.state_dict().items()} == released_decoder()
     assert sum(p.numel() for p in network.parameters()) == 104_104_804
     file = {name: torch.empty(shape, device="meta") for name, shape in released_decoder().items()}
-    loaded = tr.decoder_from(file)
+    loaded = files.decoder_from(file)
     assert loaded.multiple == 64 and set(loaded.state_dict()) == set(file)
 
 
 def test_any_widths_are_read_from_a_file():
     for layers, attention_from in ((1, 3), (2, 4), (2, 2)):
         network = small(layers, attention_from)
-        loaded = tr.decoder_from(network.state_dict())
+        loaded = files.decoder_from(network.state_dict())
         image, latent = inputs(16, 24)
         assert torch.equal(loaded(image, latent), network(image, latent))
     widths = (8, 16, 24, 32)
     encoder = seeded(tr.TransparencyEncoder(widths, 6))
-    assert set(tr.encoder_from(encoder.state_dict()).state_dict()) == set(encoder.state_dict())
+    assert set(files.encoder_from(encoder.state_dict()).state_dict()) == set(encoder.state_dict())
 
 
-@pytest.mark.parametrize("read", [tr.encoder_from, tr.decoder_from])
+@pytest.mark.parametrize("read", [files.encoder_from, files.decoder_from])
 def test_other_and_broken_files_are_refused(read):
     with pytest.raises(ValueError, match="some other model"):
         read({"conv_in.weight": torch.zeros(1)})
-    own = small() if read is tr.decoder_from else tr.TransparencyEncoder(WIDTHS)
-    other = tr.TransparencyEncoder(WIDTHS) if read is tr.decoder_from else small()
+    own = small() if read is files.decoder_from else tr.TransparencyEncoder(WIDTHS)
+    other = tr.TransparencyEncoder(WIDTHS) if read is files.decoder_from else small()
     with pytest.raises(ValueError, match=r"it is (a decoder|an encoder)"):
         read(other.state_dict())
     state = own.state_dict()
@@ -137,6 +139,34 @@ def test_the_offset_is_measured_in_the_autoencoders_deviation():
     moved = tr.add_offset(mean, std, offset, 300.0)
     torch.testing.assert_close((moved - mean) / std, 300 * offset)
     assert torch.equal(tr.add_offset(mean, std, offset, 0.0), mean)
+
+
+def test_encoding_is_the_premultiplied_picture_plus_the_offset():
+    """Opaque pictures reach the autoencoder as they are, empty ones as the backdrop, whatever colour lies there."""
+    network = seeded(tr.TransparencyEncoder(WIDTHS))
+    colour, alpha = torch.rand(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
+    alpha[..., 8:] = 0
+    seen = []
+
+    def posterior(image):
+        seen.append(image)
+        return F.avg_pool2d(image, 8)[:, [0, 0, 1, 2]], torch.full((1, 4, 2, 2), 0.5)
+
+    latent = tr.encode(network, posterior, colour, alpha, tr.Convention(scale=2.0, backdrop=0.25))
+    torch.testing.assert_close(seen[0][..., :8], 2 * colour[..., :8] - 1)
+    assert bool((seen[0][..., 8:] == 0.25).all())
+    plain = tr.encode(network, posterior, colour, alpha, tr.Convention(scale=0.0, backdrop=0.25))
+    torch.testing.assert_close(latent - plain, network(pad_rgb(colour, alpha), alpha))
+    other = torch.where(alpha > 0, colour, 1 - colour)
+    torch.testing.assert_close(tr.encode(network, posterior, other, alpha, tr.Convention(2.0, 0.25)), latent)
+
+
+def test_a_file_tells_its_convention_and_a_released_one_needs_not_to():
+    ours = tr.Convention(1.0, 0.6, True)
+    assert files.convention_of(files.metadata_of(ours)) == ours
+    assert files.convention_of({"format": "pt"}) == tr.Convention(300.0, 0.0, False)
+    with pytest.raises(ValueError, match="metadata velatura_transparency cannot be read"):
+        files.convention_of({files.METADATA: "{}"})
 
 
 def test_stripes_are_the_same_numbers(monkeypatch):

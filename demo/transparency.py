@@ -1,0 +1,135 @@
+"""Recipes of kind "transparency": the encoder and decoder of alpha for the shipped autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..core.alpha import over, pad_rgb
+from ..core.protocols import Progress
+from ..core.transparency import Convention, TransparencyDecoder, TransparencyEncoder, encode
+from ..core.transparency_decode import decode
+from ..core.transparency_file import metadata_of
+from ..training import report
+from ..training.checkpoint import fingerprint, whole
+from ..training.groupnorm import quicken
+from ..training.transparency import Frozen, Pair, Pictures, TransparencySettings, train
+from . import measure, sprites
+from .runs import MODEL, finish, shipped, this_process
+
+ENCODER_WIDTHS = (16, 32, 64, 96)
+DECODER_WIDTHS = (16, 32, 64, 96)
+ENCODER = MODEL.parent / "sprites-transparent-encoder.safetensors"  # the pair that ships
+DECODER = MODEL.parent / "sprites-transparent-decoder.safetensors"
+
+
+@dataclass(frozen=True)
+class TransparencyRecipe(TransparencySettings):
+    """`opaque` is the share of whole scenes, without any transparency."""
+
+    scenes_seed: int = 1
+    opaque: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.opaque <= 1:
+            raise ValueError(f"opaque: expected 0 .. 1, got {self.opaque}")
+
+
+def train_recipe(r: TransparencyRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
+    """Train the pair that the recipe describes; its files are `encoder.safetensors` and `decoder.safetensors`."""
+    encoder, decoder = new_pair(r.seed)
+    vae = shipped()[0]["vae"].eval().requires_grad_(False)
+    frozen = frozen_autoencoder(vae)
+
+    def sample(pair: Pair) -> Tensor | None:
+        if this_process()[0] == 0:
+            report.save_picture(sample_sheet(pair, frozen, r.convention), folder / "samples.png")
+        return None
+
+    note = {"autoencoder": fingerprint(vae.state_dict().values()), "opaque": r.opaque, "scenes_seed": r.scenes_seed}
+    pictures = objects(r.scenes_seed, r.opaque, r.keep_soft)
+    done = train(
+        encoder, decoder, frozen, pictures, r, folder, progress=progress, resume=resume, recipe=note, sample=sample
+    )
+    best: Any = done.modules["pair"]
+    finish(folder, done, best, {"steps": done.steps, **note})
+    if this_process()[0] == 0:
+        for name, part in (("encoder", best.encoder), ("decoder", best.decoder)):
+            write_half(folder / f"{name}.safetensors", part, r.convention)
+        sample(best)
+    return {name: values[-1] for name, values in done.history.items()}
+
+
+def write_half(path: Path, network: nn.Module, convention: Convention) -> None:
+    """A network in half precision, with its convention, as the nodes load it."""
+    tensors = {name: value.detach().half().contiguous().clone() for name, value in network.state_dict().items()}
+    with whole(path) as scratch:
+        save_file(tensors, scratch, metadata=metadata_of(convention))
+
+
+def new_pair(seed: int) -> tuple[TransparencyEncoder, TransparencyDecoder]:
+    """Networks of the Sprites' size with the seed's random weights; the offset begins at 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = TransparencyEncoder(ENCODER_WIDTHS)
+        decoder = TransparencyDecoder(DECODER_WIDTHS, layers=1, attention_from=3)
+    last: Any = encoder.blocks[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return encoder, decoder
+
+
+def frozen_autoencoder(vae: nn.Module) -> Frozen:
+    """diffusers' AutoencoderKL for the trainer."""
+    net: Any = quicken(vae)
+
+    def posterior(image: Tensor) -> tuple[Tensor, Tensor]:
+        moments = net.quant_conv(net.encoder(image.contiguous(memory_format=torch.channels_last)))
+        mean, logvar = moments.float().chunk(2, 1)
+        return mean, (0.5 * logvar.clamp(-30, 20)).exp()
+
+    return Frozen(posterior, lambda latent: net.decoder(net.post_quant_conv(latent)))
+
+
+def objects(seed: int, opaque: float, keep_soft: bool, size: int = 128) -> Pictures:
+    """Objects in white light and in some place's, and whole scenes, which have no transparency at all."""
+
+    def pictures(first: int, count: int) -> tuple[Tensor, Tensor]:
+        indices = torch.arange(first, first + count)
+        scenes = sprites.draw(seed, indices, size)
+        chance = sprites.uniform(seed + 0xA1FA, indices, 1).view(-1, 1, 1, 1)
+        whole_scene = torch.cat([scenes.blend, torch.ones_like(scenes.blend[:, :1])], 1)
+        rgba = torch.where(chance < 0.5, scenes.foreground, scenes.lit_foreground)
+        rgba = torch.where(chance < opaque, whole_scene, rgba)
+        colour, alpha = rgba[:, :3], rgba[:, 3:]
+        return pad_rgb(colour, alpha, keep_soft=keep_soft), alpha
+
+    return pictures
+
+
+@torch.no_grad()
+def sample_sheet(pair: Pair, frozen: Frozen, convention: Convention, count: int = 8) -> Tensor:
+    """Held-out objects in columns: over a checkerboard, what the autoencoder makes of them, decoded alpha, and the
+    decoded object over the checkerboard. [3, H, W]."""
+    scenes = sprites.draw(measure.HELD_OUT, range(count))
+    colour, alpha = scenes.foreground[:, :3], scenes.foreground[:, 3:]
+    encoder, decoder = pair.encoder.eval(), pair.decoder.eval()
+    latent = encode(encoder, frozen.posterior, colour, alpha, convention)
+    image = ((frozen.decode(latent) + 1) / 2).clamp(0, 1)
+    found = decode(decoder, image, latent, passes=1)
+    board = checkerboard(*colour.shape[2:]).expand_as(colour)
+    rows = [over(colour, alpha, board)[0], image, found.alpha.expand_as(colour), over(*found[:2], board)[0]]
+    encoder.train(), decoder.train()
+    return report.sheet(torch.cat(rows), count)
+
+
+def checkerboard(height: int, width: int, cell: int = 8) -> Tensor:
+    """The picture editors' sign for nothing, [1, 3, H, W]."""
+    odd = (torch.arange(height)[:, None] // cell + torch.arange(width) // cell) % 2
+    return (0.75 + 0.15 * odd.float()).expand(1, 3, -1, -1)
