@@ -20,6 +20,8 @@ from ..training.examples import Examples, from_rows, join, take
 from ..training.loop import CHECKPOINT
 from ._api import io
 
+MEAN = 20
+"""Steps of the running mean that is drawn over a loss."""
 PROMPTS = (
     "Their prompts: one for all, or several by Conditioning Combine, each for an equal share of the latents in order."
 )

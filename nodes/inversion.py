@@ -16,6 +16,7 @@ from ..core.protocols import Condition, LatentModel
 from ..core.reconstruct import reconstruct
 from ..hosts import host
 from ._api import io, schema
+from ._live import Curves
 from ._plot import curves
 
 InversionType = io.Custom("VELATURA_INVERSION")
@@ -98,7 +99,7 @@ def _negative() -> io.Input:
 
 def vae_for_previews() -> io.Input:
     """An optional VAE."""
-    return io.Vae.Input("vae", optional=True, tooltip="Only for previews while it runs.")
+    return io.Vae.Input("vae", optional=True, tooltip="For previews while it runs, and to show before and after.")
 
 
 def inversion_outputs() -> list[io.Output]:
@@ -266,7 +267,13 @@ def _inverted(
             for k in range(len(x_0))
         ]
     ).to(x_0)
-    total = len(settings.timesteps)
+    total, live = len(settings.timesteps), Curves("step of the reconstruction")
+    misses: list[Tensor] = []
+
+    def watch(step: int, miss: Tensor) -> None:
+        misses.append(miss)
+        live.add(step + 1, {f"picture {k + 1}": value for k, value in enumerate(miss.tolist())})
+
     with torch.no_grad():
         found = core.invert(
             engine,
@@ -277,17 +284,20 @@ def _inverted(
             noise=noise.to(engine.device),
             progress=host().progress(2 * total if settings.method in ("null_text", "direct") else total),
             preview=preview_of(vae, model),
+            watch=watch,
         )
         again = found.reconstructed
         if again is None:
-            again = reconstruct(engine, found, progress=_cancel_only(total))
+            again = reconstruct(engine, found, progress=_cancel_only(total), watch=watch)
     again = again.cpu()
-    lines = [found.losses[:, k].tolist() for k in range(found.batch)]
+    # The exact method has no path to miss.
+    lines = (torch.stack(misses) if misses else found.losses).T.tolist()
     plot = curves(
         lines, [f"picture {k + 1}" for k in range(found.batch)], f"{settings.method}: distance from the path",
         "step of the reconstruction", "RMS",
     )  # fmt: skip
-    return io.NodeOutput(found, {"samples": engine.unscale(again)}, plot, report(found, again))
+    latent = {"samples": engine.unscale(again)}
+    return io.NodeOutput(found, latent, plot, report(found, again), ui=live.shown() if misses else None)
 
 
 def _cancel_only(total: int) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import metrics
 from ._api import io, schema
+from ._shown import comparison
 
 NOT_MEASURED = -1.0
 
@@ -26,8 +27,9 @@ class VelaturaCompareImages(io.ComfyNode):
             display_name="Compare Images (Velatura)",
             category="Velatura/measure",
             description="How alike two pictures, or two batches, are: MSE, PSNR, SSIM, and LPIPS where the lpips "
-            "package and its weights are installed. And where they differ.",
-            search_aliases=["psnr", "ssim", "lpips", "mse", "difference", "metrics"],
+            "package and its weights are installed. And where they differ. The node shows them one over the other.",
+            search_aliases=["psnr", "ssim", "lpips", "mse", "difference", "metrics", "slider", "before and after"],
+            is_output_node=True,
             inputs=[
                 io.Image.Input("image_a", tooltip="The first pictures."),
                 io.Image.Input("image_b", tooltip="The second ones: of the same size, as many, or one for all."),
@@ -64,7 +66,8 @@ class VelaturaCompareImages(io.ComfyNode):
             float(figures[key].mean()) if key in figures else NOT_MEASURED for key in ("mse", "psnr", "ssim", "lpips")
         ]
         difference = ((a - b).abs() * gain).clamp(0, 1)
-        return io.NodeOutput(*means, _table(figures), torch.cat([a, b, difference], 3).movedim(1, -1))  # fmt: skip
+        table, picture = _table(figures), torch.cat([a, b, difference], 3).movedim(1, -1)
+        return io.NodeOutput(*means, table, picture, ui=comparison(image_a, image_b, ("A", "B")))
 
 
 def _pairs(image_a: Tensor, image_b: Tensor) -> tuple[Tensor, Tensor]:

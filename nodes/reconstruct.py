@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.interpolation import eased
 from ..core.inversion import Inversion, check_same_model
@@ -15,6 +16,7 @@ from ..core.reconstruct import between, reconstruct
 from ..hosts import host
 from ..hosts.files import whole_file
 from ._api import io, schema
+from ._shown import comparison, film
 from .inversion import InversionType, preview_of, vae_for_previews
 
 FOLDER = "inversions"
@@ -34,6 +36,16 @@ def _engine(model: Any, inversion: Inversion) -> LatentModel:
     with torch.no_grad():
         check_same_model(engine, inversion)
     return engine
+
+
+def _beside(vae: Any, model: Any, inversion: Inversion, x: Tensor) -> dict[str, Any] | None:
+    """What was inverted and the latents made of it, for the node to show, where there is a VAE to decode them."""
+    if vae is None:
+        return None
+    codec = host().codec(vae, model)
+    with torch.no_grad():
+        before, after = (codec.decode(each.to(x).float()).movedim(1, -1) for each in (inversion.x_0, x))
+    return comparison((before + 1) / 2, (after + 1) / 2, ("before", "after"))
 
 
 class VelaturaReconstruct(io.ComfyNode):
@@ -57,7 +69,7 @@ class VelaturaReconstruct(io.ComfyNode):
         progress = host().progress(len(inversion.timesteps))
         with torch.no_grad():
             x = reconstruct(engine, inversion, progress=progress, preview=preview_of(vae, model))
-        return io.NodeOutput({"samples": engine.unscale(x).cpu()})
+        return io.NodeOutput({"samples": engine.unscale(x).cpu()}, ui=_beside(vae, model, inversion, x))
 
 
 class VelaturaPromptSwitchEdit(io.ComfyNode):
@@ -104,7 +116,7 @@ class VelaturaPromptSwitchEdit(io.ComfyNode):
             x = reconstruct(
                 engine, inversion, target=wanted, ratio=ratio, progress=progress, preview=preview_of(vae, model)
             )
-        return io.NodeOutput({"samples": engine.unscale(x).cpu()})
+        return io.NodeOutput({"samples": engine.unscale(x).cpu()}, ui=_beside(vae, model, inversion, x))
 
 
 class VelaturaMorph(io.ComfyNode):
@@ -162,9 +174,9 @@ class VelaturaMorph(io.ComfyNode):
                 )
                 pictures.append(((codec.decode(x.float()) + 1) / 2).clamp(0, 1).movedim(1, -1).float().cpu())
                 bar((number + 1) * steps, steps * len(parts), pictures[-1][-1].movedim(-1, 0))
-        film = torch.cat(pictures)
+        whole = torch.cat(pictures)
         shown = torch.linspace(0, frames - 1, min(strip, frames)).round().long()
-        return io.NodeOutput(film, torch.cat(list(film[shown]), 1)[None])
+        return io.NodeOutput(whole, torch.cat(list(whole[shown]), 1)[None], ui=film(whole))
 
 
 class VelaturaSaveInversion(io.ComfyNode):

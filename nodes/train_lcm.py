@@ -16,6 +16,7 @@ from ..training.consistency import ConsistencySettings, train
 from ..training.students import GuidanceInput, Student, write_student
 from . import _training as inputs
 from ._api import io, schema
+from ._live import Curves
 
 
 def _common(steps: int, rate: float) -> list[Any]:
@@ -205,7 +206,7 @@ def _trained(
 ) -> io.NodeOutput:
     """Train, save, and put the result on the model."""
     with inputs.prepared(native, latents, positive, negative, settings.seed, name) as run:
-        student = _student(run.model, settings, rank)
+        student, curves = _student(run.model, settings, rank), Curves("step", mean=inputs.MEAN)
         done = train(
             run.model,
             student,
@@ -217,11 +218,13 @@ def _trained(
             resume=run.resume,
             recipe={"rank": rank, **run.recipe},
             sample=lambda _, losses: report.loss_picture(losses),
+            watch=curves.add,
         )
         best: Any = done.modules["student"]
         write_student(run.path, best, guidance=1 + (settings.omega_min + settings.omega_max) / 2)
         picture = report.loss_picture(done.history)
-        return io.NodeOutput(_applied(native, run.path, settings), run.path.name, picture.movedim(0, -1)[None])
+        done_model = _applied(native, run.path, settings)
+        return io.NodeOutput(done_model, run.path.name, picture.movedim(0, -1)[None], ui=curves.shown())
 
 
 def _student(model: LatentModel, settings: ConsistencySettings, rank: int) -> Student:

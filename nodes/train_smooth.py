@@ -14,6 +14,7 @@ from ..training.smooth import SmoothSettings, train
 from ..training.students import Student, write_student
 from . import _training as inputs
 from ._api import io, schema
+from ._live import Curves
 
 PROMPT_DROPOUT = 0.1
 
@@ -116,6 +117,7 @@ class VelaturaTrainSmoothLora(io.ComfyNode):
             precision=inputs.precision(model),
         )
         with inputs.prepared(model, latents, positive, negative, seed, name) as run:
+            curves = Curves("step", mean=inputs.MEAN)
             lora = LowRankLayers(run.model.layers(), rank, which="attention", seed=seed)
             done = train(
                 run.model,
@@ -128,12 +130,14 @@ class VelaturaTrainSmoothLora(io.ComfyNode):
                 resume=run.resume,
                 recipe={"rank": rank, **run.recipe},
                 sample=lambda _, losses: report.loss_picture(losses),
+                watch=curves.add,
                 low_memory=low_memory,
             )
             best: Any = done.modules["student"]
             write_student(run.path, best)
             picture = report.loss_picture(done.history)
-            return io.NodeOutput(_applied(model, run.path), run.path.name, picture.movedim(0, -1)[None])
+            done_model = _applied(model, run.path)
+            return io.NodeOutput(done_model, run.path.name, picture.movedim(0, -1)[None], ui=curves.shown())
 
 
 def _applied(native: Any, path: Path) -> Any:
