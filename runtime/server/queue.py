@@ -142,8 +142,8 @@ class Queue:
 
     def _run(self, job: Job, story: Story, loop: asyncio.AbstractEventLoop) -> None:
         def tell(name: str, data: dict) -> None:
-            for message in story.tell(name, data):
-                _post(loop, self.hub, job.client, message)
+            # All at once: each post lets the loop run, and a picture would wait for that.
+            _post(loop, self.hub, job.client, list(story.tell(name, data)))
 
         job.status, job.started = RUNNING, now()
         try:
@@ -166,10 +166,14 @@ class Queue:
             LOG.warning("the job could not be written to the history: %s", error)
 
 
-def _post(loop: asyncio.AbstractEventLoop, hub: Hub, client: str | None, message: Event | Preview) -> None:
+def _post(loop: asyncio.AbstractEventLoop, hub: Hub, client: str | None, messages: list[Event | Preview]) -> None:
+    def send() -> None:
+        for message in messages:
+            hub.send(client, message)
+
     # The loop is closed where the server did not wait for a node that hears no cancel.
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(hub.send, client, message)
+        loop.call_soon_threadsafe(send)
 
 
 def _unplaced(job: Job, error: Exception) -> dict:

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from velatura.benchmarks._crowd import crowd
 from velatura.runtime.registry import object_info
 
 from .conftest import node, slow
@@ -351,15 +352,18 @@ async def test_a_picture_that_was_made_is_found_by_the_names_that_are_told(servi
                 assert answer.status == 200 and answer.content_type == f"image/{kind}"
 
 
-async def test_many_graphs_and_many_listeners_lose_nothing(serving):
-    """Each listener hears of the whole queue, and each graph has its end."""
+async def test_many_graphs_and_many_listeners_lose_nothing(serving, small):
+    """Each listener hears the whole story of its own graphs and of the queue, and nobody else's."""
+    graphs = [slow(3) | {"1": node("Slow", steps=3, after=k)} for k in range(100)]
     async with serving(queued=300, history=300) as browser:
-        sockets = [await browser.listen(f"client{i}") for i in range(20)]
-        ids = [(await browser.queue(slow(1 + i % 50), client_id=f"client{i % 20}"))["prompt_id"] for i in range(100)]
-        ends = dict.fromkeys(sockets, 0)
-        for socket in sockets:
-            while ends[socket] < 5:
-                heard = await browser.hear(socket)
-                ends[socket] += sum(each[0] == "execution_success" for each in heard)
+        address = str(browser.client.make_url("/"))
+        found = await crowd(address, graphs, clients=50, steps=3)
+        assert (found.finished, found.lost) == (100, 0)
         finished = await browser.get("/api/history")
-        assert set(finished) == set(ids) and all(each["status"]["completed"] for each in finished.values())
+        assert len(finished) == 100 and all(each["status"]["completed"] for each in finished.values())
+        # It would be seen.
+        send, held = browser.server.hub.send, []
+        browser.server.hub.send = lambda id_, told: (
+            held.append(told) if told.name == "progress" and len(held) < 2 else send(id_, told)
+        )
+        assert (await crowd(address, graphs[:4], clients=2, steps=3)).lost == 2
