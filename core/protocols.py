@@ -133,8 +133,21 @@ class LatentCodec(Protocol):
     latent_channels: int
     factor: int
 
+    def scale(self, raw: Tensor) -> Tensor:
+        """The autoencoder's own latents -> scaled ones, which the engine works in."""
+        ...
+
+    def unscale(self, latent: Tensor) -> Tensor:
+        """The inverse of `scale`."""
+        ...
+
     def encode(self, image: Tensor) -> Tensor:
         """Image [B, 3, H, W] in -1 .. 1, sides multiples of `factor` -> mean latent [B, C, H/factor, W/factor]."""
+        ...
+
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image as for `encode` -> mean and standard deviation [B, C, h, w] of the latent, in the autoencoder's own
+        units, unscaled. ValueError for an autoencoder that has no deviation."""
         ...
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -199,6 +199,10 @@ class TransparencyDecoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(_GROUPS, widths[0], _EPS)
         self.conv_out = nn.Conv2d(widths[0], 4, 3, 1, 1)
 
+    def memory(self, height: int, width: int) -> int:
+        """About the bytes that one picture takes above the weights, without gradients."""
+        return 9 * 4 * self.conv_in.out_channels * height * width
+
     def forward(self, image: Tensor, latent: Tensor) -> Tensor:
         """Image [B, 3, H, W] in 0 .. 1 and unscaled latent [B, C, H/8, W/8] -> [B, 4, H, W]: alpha, red, green, blue,
         about 0 .. 1. ValueError if the sides are no multiples of `multiple`."""

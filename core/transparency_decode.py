@@ -120,13 +120,13 @@ def _averaged(
 
 def _passes(network: TransparencyDecoder, image: Tensor, latent: Tensor, batch: int) -> Iterator[Tensor]:
     """The passes in the order of TURNS, each turned back. Those of one shape may run together."""
-    at = 0
+    at, device = 0, network.latent_conv_in.weight.device
     while at < len(TURNS):
         # 1, 2, 4 and 8 may each be the last: a batch does not reach beyond, nor from upright to lying.
         stop = next(goal for goal in (1, 2, 4, 8) if goal > at)
         some = TURNS[at : min(stop, at + max(1, batch))]
-        turned = (torch.cat([_turn(each, *turn) for turn in some]) for each in (image, latent))
-        for out, turn in zip(network(*turned).split(1), some, strict=True):
+        turned = (torch.cat([_turn(each, *turn) for turn in some]).to(device) for each in (image, latent))
+        for out, turn in zip(network(*turned).to(image.device).split(1), some, strict=True):
             yield _turn_back(out, *turn)
         at += len(some)
 

@@ -5,14 +5,28 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.consistency import Steps
 from ..core.lora import LowRankDeltas
 from ..core.protocols import Condition, LatentCodec, LatentModel, Progress, TextEncoder
+
+
+class Network(Protocol):
+    """A torch network of ours in the host's care: on its device while it is used, out of the way when others need the
+    room."""
+
+    def ready(self, memory: int) -> AbstractContextManager[nn.Module]:
+        """The network with all its weights on its device, and `memory` bytes of room beside it where there are."""
+        ...
+
+    def room(self) -> int:
+        """Bytes free on its device; 0 where running more at once gains nothing."""
+        ...
 
 
 class Host(Protocol):
@@ -54,6 +68,10 @@ class Host(Protocol):
     def with_guidance(self, model: Any, projection: Tensor, omega: float) -> Any:
         """A new MODEL whose network takes omega as LCM's guidance embedding, in every sampler: `projection` [C, W] is
         the file's `cond_proj` weight, C the width of the timestep embedding. ValueError if it does not fit."""
+        ...
+
+    def network(self, module: nn.Module) -> Network:
+        """A network that is none of the host's own kinds, put into its care."""
         ...
 
     def sampler(self, name: str, steps: Steps) -> Any:

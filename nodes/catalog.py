@@ -2,6 +2,7 @@
 
 from .interpolate import VelaturaLatentPath, VelaturaSlerpConditioning, VelaturaSlerpLatents
 from .inversion import VelaturaInvert, VelaturaInvertPair
+from .layers import VelaturaCompositeLayers, VelaturaSaveLayers
 from .lcm import VelaturaLcmModel, VelaturaLcmSample, VelaturaLcmSampler, VelaturaLcmSchedule
 from .load import VelaturaDemoModel
 from .measure import VelaturaCompareImages
@@ -15,6 +16,12 @@ from .reconstruct import (
 from .smooth import VelaturaSmoothLora, VelaturaSmoothnessMeter
 from .train_lcm import VelaturaDistillLcm, VelaturaFinetuneLcm
 from .train_smooth import VelaturaTrainSmoothLora
+from .transparency import (
+    VelaturaDecodeTransparent,
+    VelaturaEncodeTransparent,
+    VelaturaLoadTransparency,
+    VelaturaPadRgb,
+)
 
 NODES = [
     VelaturaDemoModel,
@@ -37,5 +44,11 @@ NODES = [
     VelaturaMorph,
     VelaturaSaveInversion,
     VelaturaLoadInversion,
+    VelaturaLoadTransparency,
+    VelaturaEncodeTransparent,
+    VelaturaDecodeTransparent,
+    VelaturaPadRgb,
+    VelaturaCompositeLayers,
+    VelaturaSaveLayers,
     VelaturaCompareImages,
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.consistency import Steps
 from ...core.lora import LowRankDeltas
@@ -21,6 +21,7 @@ from . import progress as progress_bar
 from . import text as texts
 from .codec import ComfyCodec
 from .model import ComfyModel
+from .network import ComfyNetwork
 from .text import ComfyText
 
 
@@ -60,6 +61,9 @@ class ComfyHost:
     def with_guidance(self, model: Any, projection: Tensor, omega: float) -> Any:
         return guidance.with_guidance(model, projection, omega)
 
+    def network(self, module: nn.Module) -> ComfyNetwork:
+        return ComfyNetwork(module)
+
     def sampler(self, name: str, steps: Steps) -> Any:
         return sampling.sampler(name, steps)
 
@@ -70,6 +74,8 @@ class ComfyHost:
         return sampling.sample(model, sampler, sigmas, positive, negative, cfg, latent, seed)
 
     def models(self, kind: str) -> list[str]:
+        if kind not in folder_paths.folder_names_and_paths:  # ours, where no other pack has brought it
+            folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
         return folder_paths.get_filename_list(kind)
 
     def model_file(self, kind: str, name: str) -> Path:

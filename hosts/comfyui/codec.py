@@ -53,12 +53,34 @@ class ComfyCodec:
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
+        return self.scale(self._encoded(image)).to(image)
+
+    @torch.no_grad()
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What ComfyUI's VAE draws its latent from, read where it does so: it gives no access to the deviation."""
+        regularizer = getattr(self.native.first_stage_model, "regularization", None)
+        if regularizer is None:
+            raise ValueError("vae: expected one with a normal distribution (AutoencoderKL), got another kind")
+        seen: list[Tensor] = []
+        hook = regularizer.register_forward_pre_hook(lambda _, given: seen.append(given[0].float().to(image.device)))
+        try:
+            mean = self._encoded(image).to(image)
+        finally:
+            hook.remove()
+        moments = torch.cat(seen)
+        if moments.shape != (len(mean), 2 * mean.shape[1], *mean.shape[2:]):
+            raise ValueError(
+                f"image: {tuple(image.shape[2:])} is too large for this VAE at once (it went on in tiles, whose "
+                "deviation cannot be joined); make the picture smaller or free some memory"
+            )
+        return mean, (0.5 * moments.chunk(2, 1)[1].clamp(-30, 20)).exp().to(image)
+
+    def _encoded(self, image: Tensor) -> Tensor:
         if image.ndim != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
             raise ValueError(
                 f"image: expected [B, 3, H, W] with sides in multiples of {self.factor}, got {tuple(image.shape)}"
             )
-        raw = self.native.encode((image.movedim(1, -1) + 1) / 2)  # BCHW -> BHWC, 0 .. 1
-        return self.scale(raw).to(image)
+        return self.native.encode((image.movedim(1, -1) + 1) / 2)  # BCHW -> BHWC, 0 .. 1
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.consistency import Steps
 from ...core.lora import LowRankDeltas
@@ -18,6 +20,20 @@ if TYPE_CHECKING:
     from .model import DiffusersModel
     from .samplers import EngineSampler
     from .text import DiffusersText
+
+
+class StillNetwork:
+    """A network that stays where it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @contextmanager
+    def ready(self, memory: int) -> Iterator[nn.Module]:
+        yield self.module
+
+    def room(self) -> int:
+        return 0
 
 
 class DiffusersHost:
@@ -59,6 +75,9 @@ class DiffusersHost:
 
     def with_guidance(self, model: DiffusersModel, projection: Tensor, omega: float) -> DiffusersModel:
         return model.with_guidance(projection, omega)
+
+    def network(self, module: nn.Module) -> StillNetwork:
+        return StillNetwork(module)
 
     def sampler(self, name: str, steps: Steps) -> EngineSampler:
         from .samplers import EngineSampler

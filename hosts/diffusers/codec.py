@@ -36,13 +36,22 @@ class DiffusersCodec:
         return latent / self.scaling_factor + self.shift_factor
 
     def encode(self, image: Tensor) -> Tensor:
+        out = self._encoded(image)
+        raw = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
+        return self.scale(raw.to(image))
+
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        out = self._encoded(image)
+        if not hasattr(out, "latent_dist"):
+            raise ValueError("vae: expected one with a normal distribution (AutoencoderKL), got one with a codebook")
+        return out.latent_dist.mode().to(image), out.latent_dist.std.to(image)
+
+    def _encoded(self, image: Tensor) -> Any:
         if image.ndim != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
             raise ValueError(
                 f"image: expected [B, 3, H, W] with sides in multiples of {self.factor}, got {tuple(image.shape)}"
             )
-        out = self.vae.encode(image.to(self.device, self.dtype))
-        raw = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
-        return self.scale(raw.to(image))
+        return self.vae.encode(image.to(self.device, self.dtype))
 
     def decode(self, latent: Tensor) -> Tensor:
         if latent.ndim != 4 or latent.shape[1] != self.latent_channels:

@@ -37,3 +37,10 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(quick(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.norm().backward()
+
+
+def test_one_picture_may_come_with_any_batch_stride():
+    """Attention's output of a single picture is channels last but for that stride, which torch's kernel refuses."""
+    norm = quicken(torch.nn.GroupNorm(2, 4))
+    x = torch.randn(1, 6, 4).transpose(1, 2).reshape(1, 4, 2, 3).as_strided((1, 4, 2, 3), (1, 1, 12, 4))
+    torch.testing.assert_close(norm(x), torch.nn.functional.group_norm(x.contiguous(), 2, norm.weight, norm.bias))
