@@ -125,7 +125,7 @@ def sample_sheet(pair: Pair, frozen: Frozen, convention: Convention, count: int 
     found = decode(decoder, image, latent, passes=1)
     board = checkerboard(*colour.shape[2:]).expand_as(colour)
     rows = [over(colour, alpha, board)[0], image, found.alpha.expand_as(colour), over(*found[:2], board)[0]]
-    encoder.train(), decoder.train()
+    pair.train()
     return report.sheet(torch.cat(rows), count)
 
 

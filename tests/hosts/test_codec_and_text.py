@@ -31,6 +31,23 @@ def test_encoding_takes_the_mean_and_draws_nothing(loaded: Loaded) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_the_posterior_is_the_mean_and_a_deviation(loaded: Loaded) -> None:
+    """Unscaled, for each picture of a batch its own."""
+    image = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = loaded.codec.posterior(image)
+    torch.testing.assert_close(loaded.codec.scale(mean), loaded.codec.encode(image), rtol=1e-4, atol=1e-4)
+    assert std.shape == mean.shape and bool((std > 0).all())
+    torch.testing.assert_close(loaded.codec.posterior(image[1:])[1], std[1:], rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_of_ours_is_run_in_the_hosts_care(loaded: Loaded) -> None:
+    given = torch.nn.Linear(3, 2)
+    network = loaded.host.network(given)
+    with network.ready(1 << 20) as module:
+        assert module(torch.zeros(1, 3)).shape == (1, 2)
+    assert network.room() == 0, "on the processor more at once gains nothing"
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 60, 64), (1, 4, 64, 64), (3, 64, 64)])
 def test_an_image_of_another_shape_is_refused(loaded: Loaded, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="image"):
