@@ -47,6 +47,7 @@ class VelaturaLoadTransparency(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         listed = [f"{kind}/{name}" for kind in KINDS for name in host().models(kind) if _weights(name)]
+        demo = {part: [DEMO] if (load.DEMO_MODELS / file).exists() else [] for part, file in DEMO_FILES.items()}
         where = "Files in models/layer_model or models/vae: for SDXL the released vae_transparent_{0}.safetensors, for "
         where += "SD 1.5 layer_sd15_vae_transparent_{0}.safetensors."
         return schema(
@@ -54,19 +55,17 @@ class VelaturaLoadTransparency(io.ComfyNode):
             display_name="Load Transparency (Velatura)",
             category="Velatura/load",
             description="Loads the encoder and the decoder of transparent pictures: the released LayerDiffuse files, "
-            "or the demo model's, which ship.",
+            "and the demo model's where they are there.",
             search_aliases=["layerdiffuse", "transparent vae", "alpha", "rgba", "latent transparency"],
             inputs=[
                 io.Combo.Input(
                     "encoder",
-                    options=[DEMO, NONE, *listed],
-                    default=DEMO,
+                    options=[*demo["encoder"], NONE, *listed],
                     tooltip="For Encode Transparent. " + where.format("encoder"),
                 ),
                 io.Combo.Input(
                     "decoder",
-                    options=[DEMO, NONE, *listed],
-                    default=DEMO,
+                    options=[*demo["decoder"], NONE, *listed],
                     tooltip="For Decode Transparent. " + where.format("decoder"),
                 ),
                 io.Float.Input(

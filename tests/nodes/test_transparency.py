@@ -65,7 +65,9 @@ def decoded(transparency: Any, vae: Any, latent: Any, **given: Any) -> tuple[Any
 def test_files_are_offered_and_their_convention_is_followed(models: Path) -> None:
     with folders.using(folders.Folders(models=models)):
         options = nodes.VelaturaLoadTransparency.define_schema().inputs[1].options["options"]
-    assert "layer_model/decoder.safetensors" in options and options[:2] == [nodes.DEMO, nodes.NONE]
+    assert "layer_model/decoder.safetensors" in options and nodes.NONE in options
+    shipped = (nodes.load.DEMO_MODELS / nodes.DEMO_FILES["decoder"]).exists()
+    assert (options[0] == nodes.DEMO) == shipped  # what cannot be loaded is not offered
     assert loaded(models).convention == OURS
     assert loaded(models, scale=5.0).convention == Convention(5.0, 0.6, True)
     assert loaded(models, "none", "other").convention == Convention()
