@@ -63,7 +63,7 @@ class Page:
         for event in ("request", "websocket"):
             self.page.on(event, self._asked)
         self.page.add_init_script(f"({_CLOCK})()")
-        self.page.goto(address)
+        self.page.goto(address, timeout=_PATIENCE)
         self.page.wait_for_function("window.app?.graph?.nodes", timeout=_PATIENCE)
         self.ready = time.perf_counter()
 
