@@ -95,7 +95,8 @@ def test_one_known_picture_is_always_found(name, scheduler):
     torch.testing.assert_close(found, picture, rtol=0, atol=2e-5)
 
 
-@given(st.floats(0.01, 100), st.floats(0, 1))
+# Below 1e-150 the squares are subnormal, and float64 itself is no longer exact to its last digits.
+@given(st.floats(0.01, 100), st.just(0.0) | st.floats(1e-150, 1))
 def test_an_ancestral_step_keeps_the_total_noise(sigma, share):
     above, below = torch.tensor(sigma, dtype=torch.float64), torch.tensor(sigma * share, dtype=torch.float64)
     down, up = ancestral(above, below)
