@@ -51,8 +51,8 @@ def slope(x: Tensor, sigma: Tensor, x0: Tensor) -> Tensor:
 def ancestral(sigma: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
     """A step from `sigma` to `following` as a step down to a lower level and the noise to add there: (down, up) with
     down^2 + up^2 = following^2 (DDPM's posterior variance; Song et al. 2021, DDIM, Eq. 16 with eta = 1)."""
-    up = torch.minimum(following, (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5)
-    return (following**2 - up**2) ** 0.5, up
+    ratio = following / sigma  # squares of the levels themselves would lose the smallest ones
+    return following * ratio, following * (1 - ratio**2) ** 0.5
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, draw: Draw, report: Report) -> Tensor:

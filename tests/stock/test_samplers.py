@@ -6,7 +6,7 @@ x(a) to x(b) = x(a) sqrt((S^2 + b^2) / (S^2 + a^2)).
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from velatura.core.schedule import NoiseSchedule
@@ -95,8 +95,8 @@ def test_one_known_picture_is_always_found(name, scheduler):
     torch.testing.assert_close(found, picture, rtol=0, atol=2e-5)
 
 
-# Below 1e-150 the squares are subnormal, and float64 itself is no longer exact to its last digits.
-@given(st.floats(0.01, 100), st.just(0.0) | st.floats(1e-150, 1))
+@given(st.floats(0.01, 100), st.floats(0, 1))
+@example(0.01171875, 9.807584147165792e-159)  # its square is no normal number
 def test_an_ancestral_step_keeps_the_total_noise(sigma, share):
     above, below = torch.tensor(sigma, dtype=torch.float64), torch.tensor(sigma * share, dtype=torch.float64)
     down, up = ancestral(above, below)
