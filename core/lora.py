@@ -166,6 +166,14 @@ def _target(component: Component, module: str) -> Target:
     return Target(component, module.replace(".", "_"))
 
 
+_ENDS = {
+    "out_0": "conv_norm_out",
+    "out_2": "conv_out",
+    "time_embed_0": "time_embedding_linear_1",
+    "time_embed_2": "time_embedding_linear_2",
+    "label_emb_0_0": "add_embedding_linear_1",
+    "label_emb_0_2": "add_embedding_linear_2",
+}
 _LDM = re.compile(r"^(?P<block>input_blocks|middle_block|output_blocks)_(?P<rest>.*)$")
 
 
@@ -176,7 +184,13 @@ def diffusers_name(name: str, layers_per_block: int) -> str:
     last one of a level being its downsampler. `layers_per_block` is 2 for SD1.5 and SDXL.
     """
     match = _LDM.match(name)
-    return _from_ldm(match["block"], match["rest"], layers_per_block) if match else name
+    return _from_ldm(match["block"], match["rest"], layers_per_block) if match else _ENDS.get(name, name)
+
+
+def layers_per_block(names: Iterable[str]) -> int:
+    """How many layers the first level of a network has, from diffusers' module names, underscored."""
+    found = {match[1] for name in names if (match := re.match(r"down_blocks_0_resnets_(\d+)_", name))}
+    return max(len(found), 1)
 
 
 def _from_ldm(block: str, rest: str, layers: int) -> str:

@@ -1,0 +1,128 @@
+"""Layers that are denoised together: one attention over the tokens of all of them, and a LoRA for each.
+
+The rows of every batch are layer by layer within sample by sample: row = sample * layers + layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .lora import LowRank, LowRankDeltas, diffusers_name, layers_per_block
+from .protocols import Attend, AttentionRule, LatentModel, Site
+
+
+def shared_attention(layers: int) -> AttentionRule:
+    """In every self attention the queries, keys and values of a sample's layers are concatenated, so that the layers
+    see each other (Latent Transparency, Eq. 8, 9). Cross attention stays each row's own.
+
+    ValueError if a batch is no multiple of `layers`.
+    """
+    if layers < 1:
+        raise ValueError(f"layers: expected at least 1, got {layers}")
+
+    def rule(site: Site, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        if site.kind == "cross" or layers == 1:
+            return attend(q, k, v)
+        _check(len(q), layers)
+        rows, tokens, channels = q.shape
+        joined = (rows // layers, layers * tokens, channels)  # (S F) N C -> S (F N) C
+        return attend(q.reshape(joined), k.reshape(joined), v.reshape(joined)).reshape(q.shape)
+
+    return rule
+
+
+@contextmanager
+def layer_loras(
+    model: LatentModel, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]
+) -> Iterator[None]:
+    """While open, row r of every `predict_noise` runs with loras[r % len(loras)], None being the model alone. Hooks on
+    `model.layers()`; the network is not changed.
+
+    Where the model is differentiable, gradients reach the deltas' tensors. ValueError if a LoRA does not fit.
+    """
+    layers = model.layers()
+    with ExitStack() as hooks:
+        for name, factors in per_layer(layers, loras, strengths, model.device).items():
+            hooks.callback(layers[name].register_forward_hook(_adding(factors)).remove)
+        yield
+
+
+Factors = list[LowRank | None]
+"""For one module: what each layer of the picture adds, the strength within `scale`."""
+
+
+def per_layer(
+    modules: Mapping[str, nn.Module],
+    loras: Sequence[LowRankDeltas | None],
+    strengths: Sequence[float],
+    device: torch.device,
+) -> dict[str, Factors]:
+    """The factors by module name, on the device. ValueError if a LoRA has nothing for the network or does not fit."""
+    if not loras or len(loras) != len(strengths):
+        raise ValueError(f"strengths: expected one for each of {len(loras)} LoRAs, got {len(strengths)}")
+    found: dict[str, Factors] = {}
+    depth = layers_per_block(modules)
+    for number, (deltas, strength) in enumerate(zip(loras, strengths, strict=True)):
+        if deltas is None:
+            continue
+        entries = {diffusers_name(name, depth): low for name, low in deltas.of("unet").items()}
+        if not entries:
+            raise ValueError(f"LoRA of layer {number + 1}: there is nothing for the UNet in it")
+        missing = sorted(set(entries) - set(modules))
+        if missing:
+            raise ValueError(
+                f"LoRA of layer {number + 1}: {len(missing)} of {len(entries)} layers are not in this network, "
+                f"{missing[0]} among them; it was made for another model family"
+            )
+        for name, low in entries.items():
+            if strength != 0:
+                factors = found.setdefault(name, [None] * len(loras))
+                factors[number] = _fitted(name, low, modules[name], strength, device)
+    return found
+
+
+def _fitted(name: str, low: LowRank, module: Any, strength: float, device: torch.device) -> LowRank:
+    weight = module.weight
+    out, inner = weight.shape[0], weight[0].numel()
+    up, down = low.up, low.down
+    if up.shape[0] != out or down[0].numel() != inner or up.shape[1] != down.shape[0]:
+        raise ValueError(
+            f"LoRA: {name} has factors {tuple(up.shape)} and {tuple(down.shape)}, which do not fit a weight "
+            f"{tuple(weight.shape)}; it was made for another model family"
+        )
+    down = down.to(device).reshape(-1, *weight.shape[1:])
+    up = up.to(device).reshape(out, -1, *(1,) * (weight.ndim - 2))
+    return LowRank(up, down, low.scale * strength)
+
+
+def _adding(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A forward hook: W' x = W x + scale * up(down(x)), with each row's own factors."""
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        count = len(factors)
+        _check(len(output), count)
+        x, parts = inputs[0], []
+        for number, low in enumerate(factors):
+            part = output[number::count]
+            parts.append(part if low is None else part + _low_rank(module, low, x[number::count]))
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    return add
+
+
+def _low_rank(module: Any, low: LowRank, x: Tensor) -> Tensor:
+    down, up = low.down.to(x.dtype), (low.scale * low.up).to(x.dtype)
+    if down.ndim == 2:
+        return F.linear(F.linear(x, down), up)
+    return F.conv2d(F.conv2d(x, down, None, module.stride, module.padding, module.dilation), up)
+
+
+def _check(rows: int, layers: int) -> None:
+    if rows % layers:
+        raise ValueError(f"x: expected a batch in multiples of {layers}, one row for each layer, got {rows}")
