@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,14 +62,17 @@ def encode_blocks(
     bare: float,
     style: Style = captioned,
     made_by: str = "",
+    encode: Callable[[Tensor], Tensor] | None = None,
     process: tuple[int, int] = (0, 1),
     progress: Progress = no_progress,
 ) -> None:
     """Write the unscaled mean latents and token ids of `count` scenes, a file for each BLOCK of them.
 
     Files that are there and long enough stay: a broken-off encoding goes on. `process` (rank, of) takes its share of
-    the files. `made_by` names what else the latents depend on: the autoencoder and the style.
+    the files. `made_by` names what else the latents depend on: the autoencoder and the style. `encode` makes the
+    unscaled latents where it is not the autoencoder's mean.
     """
+    encode = encode or partial(encode_mean, vae)
     blocks = -(-count // BLOCK)
     mine = range(process[0], blocks, process[1])
     for done, block in enumerate(mine):
@@ -79,7 +83,7 @@ def encode_blocks(
             latents = []
             for image, _ in parts:
                 with torch.autocast("cpu", torch.bfloat16, enabled=image.device.type == "cpu"):
-                    latents.append(encode_mean(vae, image.contiguous(memory_format=torch.channels_last)).half())
+                    latents.append(encode(image.contiguous(memory_format=torch.channels_last)).half())
             ids = tokenize([caption for _, captions in parts for caption in captions]).to(torch.int16)
             note = {"seed": seed, "bare": bare, "made_by": made_by}
             write_tensors(path, {"latents": torch.cat(latents), "ids": ids}, note)

@@ -19,7 +19,7 @@ from ..training import autoencoder as autoencoding
 from ..training import diffusion, report, supervised
 from ..training.checkpoint import CheckpointError
 from ..training.loop import CHECKPOINT, Settings
-from . import architecture, classifier, data, smoothing, sprites, transparency
+from . import architecture, classifier, data, layers, smoothing, sprites, transparency
 from .distil import ConsistencyRecipe, train_recipe
 from .runs import SHIPPED, finish, new_autoencoder, shipped, this_process, trained_autoencoder
 
@@ -80,6 +80,7 @@ Recipe = (
     | ConsistencyRecipe
     | smoothing.SmoothRecipe
     | transparency.TransparencyRecipe
+    | layers.LayerRecipe
 )
 KINDS: dict[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
@@ -88,6 +89,7 @@ KINDS: dict[str, type[Recipe]] = {
     "consistency": ConsistencyRecipe,
     "smooth": smoothing.SmoothRecipe,
     "transparency": transparency.TransparencyRecipe,
+    "layers": layers.LayerRecipe,
 }
 
 
@@ -229,6 +231,7 @@ _TRAINERS: dict[type, Callable[..., dict[str, Any]]] = {
     ConsistencyRecipe: train_recipe,
     smoothing.SmoothRecipe: smoothing.train_recipe,
     transparency.TransparencyRecipe: transparency.train_recipe,
+    layers.LayerRecipe: layers.train_recipe,
 }
 
 
