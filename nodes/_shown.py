@@ -28,13 +28,18 @@ def film(frames: Tensor) -> dict[str, Any]:
     return {"velatura_frames": [{"frames": _saved(frames, "jpeg")}]}
 
 
-def _saved(pictures: Tensor, kind: str) -> list[dict[str, str]]:
+def pictures(images: Tensor) -> list[dict[str, str]]:
+    """Pictures [N, H, W, 3 or 4] in 0 .. 1, with their alpha where they have one."""
+    return _saved(images, "png", channels=4)
+
+
+def _saved(pictures: Tensor, kind: str, channels: int = 3) -> list[dict[str, str]]:
     """Each as a file, described as ComfyUI's are."""
     from PIL import Image
 
     options: dict[str, Any] = {"compress_level": 1} if kind == "png" else {"quality": 92, "subsampling": 0}
     stem, files = uuid.uuid4().hex[:12], []
-    for number, pixels in enumerate((pictures[..., :3] * 255).clamp(0, 255).byte().cpu().numpy()):
+    for number, pixels in enumerate((pictures[..., :channels] * 255).clamp(0, 255).byte().cpu().numpy()):
         name = f"{stem}_{number:05}.{kind}"
         with whole_file(host().folder("temp") / FOLDER / name) as stream:
             Image.fromarray(pixels).save(stream, kind.upper(), **options)

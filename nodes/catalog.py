@@ -1,5 +1,6 @@
 """Every node of the pack, in the order in which people meet them."""
 
+from .drag_editor import VelaturaDragEditor
 from .interpolate import VelaturaLatentPath, VelaturaSlerpConditioning, VelaturaSlerpLatents
 from .inversion import VelaturaInvert, VelaturaInvertPair
 from .layers import VelaturaCompositeLayers, VelaturaSaveLayers
@@ -50,5 +51,6 @@ NODES = [
     VelaturaPadRgb,
     VelaturaCompositeLayers,
     VelaturaSaveLayers,
+    VelaturaDragEditor,
     VelaturaCompareImages,
 ]
