@@ -14,6 +14,10 @@ from .config import Limits
 from .messages import Event, Preview
 
 _LARGEST = 2**20
+_HEARTBEAT = 300
+"""Seconds between two pings; who leaves one unanswered for half of it is gone. A tab reads no pings, either, while its
+page is stalled by a large graph, a debugger or a busy machine: at 30 such a tab lost its run. One that vanished without
+a word costs no more meanwhile than its limit of unread messages."""
 _BUSY = 8
 """Messages that wait for a client beyond which it is sent no previews: newer ones will come."""
 
@@ -86,7 +90,7 @@ class Hub:
         if len(self.clients) >= self.limits.clients:
             raise web.HTTPServiceUnavailable(text="too many clients")
         id_ = request.query.get("clientId", "")[:128] or uuid.uuid4().hex
-        socket = web.WebSocketResponse(heartbeat=30, max_msg_size=_LARGEST, compress=False)
+        socket = web.WebSocketResponse(heartbeat=_HEARTBEAT, max_msg_size=_LARGEST, compress=False)
         await socket.prepare(request)
         client = Client(id_, socket, self.limits.unread)
         for event in greeting:
