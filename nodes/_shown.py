@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.layers import Layers
 from ..hosts import host
 from ..hosts.files import whole_file
+from ._rgba import rgba_of
 
 FOLDER = "velatura"
 """Below the temporary folder."""
@@ -31,6 +33,16 @@ def film(frames: Tensor) -> dict[str, Any]:
 def pictures(images: Tensor) -> list[dict[str, str]]:
     """Pictures [N, H, W, 3 or 4] in 0 .. 1, with their alpha where they have one."""
     return _saved(images, "png", channels=4)
+
+
+def stack(layers: Layers) -> dict[str, Any]:
+    """Layers, the lowest first, each as a picture of its own; of a batch the first."""
+    shown = [
+        {"name": each.name, "x": each.x, "y": each.y, "opacity": each.opacity, "blend": each.blend, "image": image}
+        for each in layers.layers
+        for image in pictures(rgba_of(each.colour[:1], each.alpha[:1]))
+    ]
+    return {"velatura_layers": [{"width": layers.width, "height": layers.height, "layers": shown}]}
 
 
 def _saved(pictures: Tensor, kind: str, channels: int = 3) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from ..core.layers import BLENDS, Layer, Layers
 from ..hosts import host, layered
 from ._api import io, schema, ui
 from ._rgba import CONVENTION, alpha_of, image_of, rgba_of
+from ._shown import stack
 
 LayersType = io.Custom("VELATURA_LAYERS")
 FORMATS = {"PSD": ["psd"], "OpenRaster": ["ora"], "PNG set": ["png"], "all three": ["psd", "ora", "png"]}
@@ -75,7 +76,7 @@ class VelaturaCompositeLayers(io.ComfyNode):
             layers = Layers(colour.shape[2], colour.shape[3])
         made = layers.added(Layer(name.strip() or "layer", colour, alpha, opacity, x, y, blend))
         flat, shown = made.flatten()
-        return io.NodeOutput(made, image_of(flat * (shown > 0)), 1 - shown[:, 0], rgba_of(flat, shown))
+        return io.NodeOutput(made, image_of(flat * (shown > 0)), 1 - shown[:, 0], rgba_of(flat, shown), ui=stack(made))
 
 
 class VelaturaSaveLayers(io.ComfyNode):

@@ -37,6 +37,13 @@ def composite(*args, **more):
     return nodes.VelaturaCompositeLayers.execute(*args, **more).args
 
 
+@pytest.fixture(autouse=True)
+def temp(tmp_path: Path):
+    """What nodes show on themselves."""
+    with folders.using(folders.Folders(temp=tmp_path / "temp")):
+        yield
+
+
 @pytest.fixture
 def scene():
     """A background and two objects, one of them smaller, half outside, half opaque and multiplied."""

@@ -12,6 +12,7 @@ from velatura.hosts.folders import Folders, using
 from velatura.nodes import _live
 from velatura.nodes._live import Curves
 from velatura.nodes._shown import PAIRS, comparison, film
+from velatura.nodes.layers import VelaturaCompositeLayers
 from velatura.nodes.measure import VelaturaCompareImages
 
 
@@ -63,6 +64,20 @@ def test_comparing_shows_the_pictures_themselves(folders):
     ui = VelaturaCompareImages.execute(torch.zeros(1, 16, 16, 3), torch.ones(1, 16, 16, 3), 4.0).ui
     (shown,) = ui["velatura_compare"]
     assert opened(folders, shown["a"][0]).max() == 0 and opened(folders, shown["b"][0]).min() == 255
+
+
+def test_a_stack_shows_each_layer_for_itself_with_its_alpha(folders):
+    below = VelaturaCompositeLayers.execute(torch.full((2, 4, 6, 3), 0.2), name="ground").args[0]
+    leaf, mask = torch.ones(1, 2, 2, 3), torch.tensor([[[0.0, 1.0], [1.0, 1.0]]])
+    done = VelaturaCompositeLayers.execute(leaf, below, mask, "leaf", 0.5, 3, -1, "multiply")
+    (shown,) = done.ui["velatura_layers"]
+    assert (shown["width"], shown["height"]) == (6, 4)
+    ground, top = shown["layers"]
+    assert (ground["name"], ground["blend"], ground["opacity"]) == ("ground", "normal", 1.0)
+    assert [top[name] for name in ("name", "x", "y", "opacity", "blend")] == ["leaf", 3, -1, 0.5, "multiply"]
+    with Image.open(folders.temp / top["image"]["subfolder"] / top["image"]["filename"]) as picture:
+        assert picture.mode == "RGBA" and picture.size == (2, 2)
+        assert [picture.getpixel((x, y))[3] for y in range(2) for x in range(2)] == [255, 0, 0, 0]
 
 
 class Heard:
