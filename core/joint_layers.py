@@ -18,7 +18,6 @@ from torch import Tensor
 from .ddim import ddim_transfer
 from .guidance import guide
 from .protocols import Condition, LatentModel
-from .schedule import NoiseSchedule
 
 CLEAN = 0
 """The timestep of a layer that is given."""
@@ -30,16 +29,6 @@ interruption, which the engine lets through."""
 
 def _unseen(step: int, total: int, x_0: Tensor) -> None:
     pass
-
-
-def joint_rows(schedule: NoiseSchedule, x_0: Tensor, noise: Tensor, t: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network gets for layers `x_0`, `noise` [S, F, C, h, w] at timesteps t [S]: the rows x [S F, C, h, w] and
-    their timesteps [S F]. Those where `clean` [S, F] is true are unchanged, at timestep 0; the others are noised to
-    t."""
-    times = t.reshape(-1, 1).expand(clean.shape)
-    noisy = schedule.add_noise(x_0.flatten(0, 1), noise.flatten(0, 1), times.flatten())
-    x = torch.where(clean.flatten().reshape(-1, 1, 1, 1), x_0.flatten(0, 1), noisy)
-    return x, times.masked_fill(clean, CLEAN).flatten()
 
 
 def hold_clean(x: Tensor, times: Tensor, clean: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:

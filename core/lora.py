@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Component = Literal["unet", "text", "text_2"]
@@ -67,6 +68,17 @@ class LowRankDeltas:
     def of(self, component: Component) -> dict[str, LowRank]:
         """The deltas of one component, by underscored module name."""
         return {target.name: low for target, low in self.entries.items() if target.component == component}
+
+
+def low_rank(module: Any, low: LowRank, x: Tensor, strength: float = 1.0) -> Tensor:
+    """What a delta adds to the output of a linear layer or convolution for its input x: scale * up(down(x))."""
+    weight = module.weight
+    down = low.down.to(x).reshape(-1, *weight.shape[1:])
+    down = down.clone() if down.is_inference() else down  # no graph takes an inference tensor
+    up = (strength * low.scale * low.up.to(x)).reshape(weight.shape[0], -1, *(1,) * (weight.ndim - 2))
+    if weight.ndim == 2:
+        return F.linear(F.linear(x, down), up)
+    return F.conv2d(F.conv2d(x, down, None, module.stride, module.padding, module.dilation), up)
 
 
 _PREFIXES: tuple[tuple[str, Component], ...] = (

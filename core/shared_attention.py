@@ -10,10 +10,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .lora import LowRank, LowRankDeltas, diffusers_name, layers_per_block
+from .lora import LowRank, LowRankDeltas, diffusers_name, layers_per_block, low_rank
 from .protocols import Attend, AttentionRule, LatentModel, Site
 
 
@@ -89,16 +88,13 @@ def per_layer(
 
 def _fitted(name: str, low: LowRank, module: Any, strength: float, device: torch.device) -> LowRank:
     weight = module.weight
-    out, inner = weight.shape[0], weight[0].numel()
     up, down = low.up, low.down
-    if up.shape[0] != out or down[0].numel() != inner or up.shape[1] != down.shape[0]:
+    if (up.shape[0], down[0].numel(), up.shape[1]) != (weight.shape[0], weight[0].numel(), down.shape[0]):
         raise ValueError(
             f"LoRA: {name} has factors {tuple(up.shape)} and {tuple(down.shape)}, which do not fit a weight "
             f"{tuple(weight.shape)}; it was made for another model family"
         )
-    down = down.to(device).reshape(-1, *weight.shape[1:])
-    up = up.to(device).reshape(out, -1, *(1,) * (weight.ndim - 2))
-    return LowRank(up, down, low.scale * strength)
+    return LowRank(up.to(device), down.to(device), low.scale * strength)
 
 
 def _adding(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
@@ -110,17 +106,10 @@ def _adding(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor
         x, parts = inputs[0], []
         for number, low in enumerate(factors):
             part = output[number::count]
-            parts.append(part if low is None else part + _low_rank(module, low, x[number::count]))
+            parts.append(part if low is None else part + low_rank(module, low, x[number::count]))
         return torch.stack(parts, 1).flatten(0, 1)
 
     return add
-
-
-def _low_rank(module: Any, low: LowRank, x: Tensor) -> Tensor:
-    down, up = low.down.to(x.dtype), (low.scale * low.up).to(x.dtype)
-    if down.ndim == 2:
-        return F.linear(F.linear(x, down), up)
-    return F.conv2d(F.conv2d(x, down, None, module.stride, module.padding, module.dilation), up)
 
 
 def _check(rows: int, layers: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from ..core.consistency import Steps
+from ..core.layer_patch import LayerPatch
 from ..core.lora import LowRankDeltas
 from ..core.protocols import Condition, LatentCodec, LatentModel, Progress, TextEncoder
 
@@ -70,6 +72,14 @@ class Host(Protocol):
         the file's `cond_proj` weight, C the width of the timestep embedding. ValueError if it does not fit."""
         ...
 
+    def with_layer_patch(
+        self, model: Any, patch: LayerPatch, strength: float, start: float, end: float, given: Tensor | None = None
+    ) -> Any:
+        """A new MODEL with a patch of transparent pictures or layers, in every sampler, from the share `start` to the
+        share `end` (0 .. 1) of the denoising. `given` [B, k C, h, w] are the unscaled latents, side by side, that the
+        patch is told beside the noise. ValueError if the patch or `given` does not fit."""
+        ...
+
     def network(self, module: nn.Module) -> Network:
         """A network that is none of the host's own kinds, put into its care."""
         ...
@@ -96,6 +106,11 @@ class Host(Protocol):
 
     def folder(self, kind: str) -> Path:
         """Where new files go: "output", "temp", or a kind of model. It need not exist yet."""
+        ...
+
+    def preview(self, model: Any) -> Callable[[Tensor], Tensor | None]:
+        """A function from a MODEL's scaled latent [C, h, w] to a small picture [3, H, W] in 0 .. 1 for the progress
+        bar; None where the user wants none."""
         ...
 
     def progress(self, total: int) -> Progress:

@@ -7,6 +7,7 @@ Run on ComfyUI 0.3.64.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import folder_paths
 from torch import Tensor, nn
 
 from ...core.consistency import Steps
+from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
-from . import guidance, load, lora, sampling
+from . import guidance, layer_patch, load, lora, sampling
 from . import progress as progress_bar
 from . import text as texts
 from .codec import ComfyCodec
@@ -61,6 +63,11 @@ class ComfyHost:
     def with_guidance(self, model: Any, projection: Tensor, omega: float) -> Any:
         return guidance.with_guidance(model, projection, omega)
 
+    def with_layer_patch(
+        self, model: Any, patch: LayerPatch, strength: float, start: float, end: float, given: Tensor | None = None
+    ) -> Any:
+        return layer_patch.with_layer_patch(model, patch, strength, start, end, given)
+
     def network(self, module: nn.Module) -> ComfyNetwork:
         return ComfyNetwork(module)
 
@@ -85,6 +92,9 @@ class ComfyHost:
         if kind in ("output", "temp"):
             return Path(folder_paths.get_output_directory() if kind == "output" else folder_paths.get_temp_directory())
         return Path(folder_paths.get_folder_paths(kind)[0])
+
+    def preview(self, model: Any) -> Callable[[Tensor], Tensor | None]:
+        return progress_bar.preview(model)
 
     def progress(self, total: int) -> Progress:
         return progress_bar.progress(total)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
@@ -25,6 +26,23 @@ def progress(total: int) -> Progress:
         bar.update_absolute(step, total, None if preview is None else ("JPEG", _picture(preview), PREVIEW_SIDE))
 
     return report
+
+
+def preview(model: Any) -> Callable[[torch.Tensor], torch.Tensor | None]:
+    """What the user's preview method makes of a MODEL's scaled latent [C, h, w]: [3, H, W] in 0 .. 1; None for none."""
+    import latent_preview  # builds networks' classes: not before it is needed
+    from PIL import Image
+
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def look(latent: torch.Tensor) -> torch.Tensor | None:
+        if previewer is None:
+            return None
+        picture: Image.Image = previewer.decode_latent_to_preview(latent[None])
+        pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+        return pixels.reshape(picture.height, picture.width, 3).movedim(-1, 0).float() / 255
+
+    return look
 
 
 def tell(event: str, data: dict[str, Any]) -> None:

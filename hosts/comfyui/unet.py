@@ -40,16 +40,23 @@ def unet_of(base: Any) -> UNetModel:
     return unet
 
 
+def names_of(base: Any) -> dict[str, str]:
+    """The path in BaseModel's UNet of every module with a weight, by diffusers' module name with underscores for
+    dots."""
+    there = dict(unet_of(base).named_modules())
+    names = comfy.utils.unet_to_diffusers(base.model_config.unet_config)
+    return {
+        theirs.removesuffix(".weight").replace(".", "_"): ours.removesuffix(".weight")
+        for theirs, ours in names.items()
+        # ComfyUI's table also names layers that this family lacks.
+        if theirs.endswith(".weight") and hasattr(there.get(ours.removesuffix(".weight")), "weight")
+    }
+
+
 def layers_of(base: Any) -> dict[str, nn.Module]:
     """Every linear layer and convolution of BaseModel's UNet, by diffusers' module name with underscores for dots."""
     modules = dict(unet_of(base).named_modules())
-    names = comfy.utils.unet_to_diffusers(base.model_config.unet_config)
-    found = {
-        theirs.removesuffix(".weight").replace(".", "_"): modules[ours.removesuffix(".weight")]
-        for theirs, ours in names.items()
-        # ComfyUI's table also names layers that this family lacks.
-        if theirs.endswith(".weight") and ours.removesuffix(".weight") in modules
-    }
+    found = {theirs: modules[ours] for theirs, ours in names_of(base).items()}
     return {name: module for name, module in found.items() if isinstance(module, nn.Linear | nn.Conv2d)}
 
 

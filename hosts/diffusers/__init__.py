@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...core.consistency import Steps
+from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
 from .. import folders, running
@@ -76,6 +77,12 @@ class DiffusersHost:
     def with_guidance(self, model: DiffusersModel, projection: Tensor, omega: float) -> DiffusersModel:
         return model.with_guidance(projection, omega)
 
+    def with_layer_patch(
+        self, model: DiffusersModel, patch: LayerPatch, strength: float, start: float, end: float,
+        given: Tensor | None = None,
+    ) -> DiffusersModel:  # fmt: skip
+        return model.with_layer_patch(patch, strength, start, end, given)
+
     def network(self, module: nn.Module) -> StillNetwork:
         return StillNetwork(module)
 
@@ -101,6 +108,11 @@ class DiffusersHost:
     def folder(self, kind: str) -> Path:
         here = folders.folders()
         return here.of(kind) if kind in ("output", "temp") else here.models / kind
+
+    def preview(self, model: DiffusersModel) -> Callable[[Tensor], Tensor | None]:
+        from .sampling import preview
+
+        return lambda latent: preview(latent[None], model.scaling_factor, model.colours)
 
     def progress(self, total: int) -> Progress:
         return running.progress(total)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRank
 
 
@@ -42,4 +43,24 @@ def merged(network: nn.Module, deltas: Mapping[str, LowRank], strength: float) -
             delta = low.delta(weight.shape).to(weight.device)
             changed = (weight.float() + strength * delta).to(weight.dtype)
         twins[name].weight = nn.Parameter(changed, requires_grad=False)
+    return twin
+
+
+def grown(network: nn.Module, patch: LayerPatch, strength: float) -> nn.Module:
+    """A copy of `network` with a patch that is `fitted` to it; what does not change is shared."""
+    twin = twin_of(network)
+    modules = {name.replace(".", "_"): module for name, module in twin.named_modules()}
+
+    def grow(name: str, kind: str, delta: torch.Tensor) -> None:
+        old = getattr(modules[name], kind)
+        with torch.no_grad():
+            changed = (old.float() + strength * delta.to(old.device, torch.float32)).to(old.dtype)
+        setattr(modules[name], kind, nn.Parameter(changed, requires_grad=False))
+
+    for name, low in patch.low.items():
+        weight: torch.Tensor = modules[name].weight  # pyright: ignore[reportAssignmentType]
+        grow(name, "weight", low.delta(weight.shape))
+    for kind, diffs in (("weight", patch.weights), ("bias", patch.biases)):
+        for name, diff in diffs.items():
+            grow(name, kind, diff)
     return twin

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ...core.guidance import check_projection, guidance_scale_embedding
+from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas, diffusers_name
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule, Prediction
 from ..preview import Colours
+from .layer_patch import Stage, running, staged
 from .merge import merged, twin_of
 
 
@@ -42,6 +44,7 @@ class DiffusersModel:
         # The guidance embedding where the caller gives none, as no sampler does.
         self.omega = omega
         self._low_memory = False
+        self._stages: tuple[Stage, ...] = ()
 
     def scale(self, raw: Tensor) -> Tensor:
         """A LATENT wire's samples -> scaled latents."""
@@ -68,7 +71,8 @@ class DiffusersModel:
     ) -> Tensor:
         batch = x.shape[0]
         t = torch.as_tensor(t, device=self.device).expand(batch)
-        with recomputing(self._units() if self._low_memory else ()):
+        stages = running(self._stages, self.unet, self.schedule, x, t)
+        with stages, recomputing(self._units() if self._low_memory else ()):
             output = self.unet(
                 x.to(self.device, self.dtype),
                 t,
@@ -203,6 +207,20 @@ class DiffusersModel:
         twin.register_to_config(time_cond_proj_dim=weight.shape[1])
         other = self.with_unet(twin)
         other.omega = omega
+        return other
+
+    def with_layer_patch(
+        self, patch: LayerPatch, strength: float, start: float, end: float, given: Tensor | None
+    ) -> DiffusersModel:
+        """A new model with the patch; `given` is unscaled. ValueError if it does not fit."""
+        if given is not None and any(stage.given is not None for stage in self._stages):
+            raise ValueError("model: another patch with a given latent is on it already; one is possible")
+        channels = self.latent_channels
+        if given is not None:
+            given = self.scale(given.to(self.device, torch.float32))
+        unet, stage = staged(self.unet, self.schedule, channels, patch, strength, (start, end), given)
+        other = self.with_unet(unet)
+        other._stages = (*self._stages, stage) if stage else self._stages
         return other
 
     def with_unet(self, unet: nn.Module) -> DiffusersModel:

@@ -1,0 +1,129 @@
+"""Patches of transparent pictures and layers in ComfyUI: weight adapters where they hold for all steps, hooks where
+they hold for some."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_patcher
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy.weight_adapter import LoRAAdapter
+from torch import Tensor, nn
+
+from ...core.layer_patch import LayerPatch, applied, check_given, check_size
+from ...core.lora import LowRank
+from . import unet
+
+KEY = "velatura.layer_patch"
+
+
+def with_layer_patch(
+    model: Any, patch: LayerPatch, strength: float, start: float, end: float, given: Tensor | None
+) -> Any:
+    """A clone of MODEL with the patch. ValueError if a name or shape does not fit, or `given` is not what it takes."""
+    base = model.model
+    names, network = unet.names_of(base), unet.unet_of(base)
+    fitted = patch.fitted({name: network.get_submodule(path) for name, path in names.items()})
+    clone = model.clone()
+    check_given(fitted, given, base.latent_format.latent_channels)
+    if given is not None:
+        if "concat_cond" in model.object_patches:
+            raise ValueError("model: another patch with a given latent is on it already; one is possible")
+        clone.add_object_patch("concat_cond", _Given(base, given))
+    hooked, merged = fitted, LayerPatch()
+    if (start, end) == (0, 1):
+        hooked, merged = fitted.split(base.latent_format.latent_channels)
+    clone.add_patches(_adapters(merged, names), strength)
+    if len(hooked):
+        _add_hooks(clone, hooked, names, strength, (start, end))
+    return clone
+
+
+class _Given:
+    """In place of BaseModel's `concat_cond`: the given latents, which ComfyUI then cuts and repeats to its batches."""
+
+    def __init__(self, base: Any, given: Tensor) -> None:
+        parts = given.split(base.latent_format.latent_channels, 1)
+        self.latent = torch.cat([base.process_latent_in(each) for each in parts], 1)
+
+    def __call__(self, **known: Any) -> Tensor:
+        check_size(self.latent, known["noise"])
+        return self.latent.to(known["device"])
+
+
+def _adapters(patch: LayerPatch, names: Mapping[str, str]) -> dict[str, Any]:
+    adapters: dict[str, Any] = {}
+    for name, low in patch.low.items():
+        # ComfyUI divides alpha by the rank again.
+        factors = (low.up, low.down, low.scale * low.down.shape[0], None, None, None)
+        adapters[f"diffusion_model.{names[name]}.weight"] = LoRAAdapter(set(), factors)
+    for kind, diffs in (("weight", patch.weights), ("bias", patch.biases)):
+        for name, diff in diffs.items():
+            key = f"diffusion_model.{names[name]}.{kind}"
+            if key in adapters:
+                raise ValueError(f"patch: {name} has both low-rank factors and a whole difference")
+            adapters[key] = ("diff", (diff,))
+    return adapters
+
+
+class _Stored(nn.Module):
+    """A patch's tensors, so that the host's memory manager moves them."""
+
+    def __init__(self, patch: LayerPatch) -> None:
+        super().__init__()
+        self.scales = {name: low.scale for name, low in patch.low.items()}
+        parts = {
+            "up": {name: low.up for name, low in patch.low.items()},
+            "down": {name: low.down for name, low in patch.low.items()},
+            "weights": patch.weights,
+            "biases": patch.biases,
+        }
+        for part, tensors in parts.items():
+            frozen = {name: nn.Parameter(each, requires_grad=False) for name, each in tensors.items()}
+            self.add_module(part, nn.ParameterDict(frozen))
+
+    def patch(self) -> LayerPatch:
+        up, down, weights, biases = (dict(getattr(self, part)) for part in ("up", "down", "weights", "biases"))
+        low = {name: LowRank(up[name], down[name], scale) for name, scale in self.scales.items()}
+        return LayerPatch(low, weights, biases)
+
+
+class _Hooks:
+    """A wrapper around ComfyUI's UNet: the patch at the steps between two levels, the network alone at the others."""
+
+    def __init__(
+        self, stored: _Stored, names: Mapping[str, str], strength: float, levels: tuple[float, float], channels: int
+    ) -> None:
+        self.stored, self.names, self.strength = stored, names, strength
+        self.levels, self.channels, self.takes = levels, channels, stored.patch().inputs(channels) > 0
+
+    def __call__(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        options = args[4] if len(args) > 4 else kwargs["transformer_options"]
+        # A given layer's row is at the last level; what counts is the one that is drawn.
+        level = float(options["sigmas"].max())
+        given = None
+        if self.takes:
+            x, given = x[:, : self.channels], x[:, self.channels :]
+        start, end = self.levels
+        if not end <= level <= start:
+            return run(x, *args, **kwargs)
+        patch = self.stored.patch()
+        modules = {name: run.class_obj.get_submodule(path) for name, path in self.names.items()}
+        with applied(modules, patch, self.strength, given):
+            return run(x, *args, **kwargs)
+
+
+def _add_hooks(clone: Any, patch: LayerPatch, names: Mapping[str, str], strength: float, span: tuple) -> None:
+    stored = _Stored(patch)
+    key = f"{KEY}.{id(stored)}"
+    store = comfy.model_patcher.ModelPatcher(stored, clone.load_device, clone.offload_device)
+    clone.set_additional_models(key, [*clone.get_additional_models_with_key(key), store])
+    sampling = clone.get_model_object("model_sampling")
+    levels = tuple(float(sampling.percent_to_sigma(each)) for each in span)
+    channels = clone.model.latent_format.latent_channels
+    clone.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL, key, _Hooks(stored, names, strength, (levels[0], levels[1]), channels)
+    )

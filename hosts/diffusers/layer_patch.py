@@ -1,0 +1,80 @@
+"""Patches of transparent pictures and layers on diffusers' networks: merged where they hold for all steps, hooks where
+they hold for some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.layer_patch import LayerPatch, applied, check_given, check_size
+from ...core.schedule import NoiseSchedule
+from .merge import grown
+from .sigmas import NoiseLevels
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A patch that holds while the noise level is within `levels`, from start down to end; `given` is scaled."""
+
+    patch: LayerPatch
+    strength: float
+    levels: tuple[float, float]
+    given: Tensor | None
+
+    @contextmanager
+    def at(self, network: nn.Module, level: float, x: Tensor) -> Iterator[None]:
+        """While open, the network computes as this stage wants it at the level, for latents like x [B, C, h, w]."""
+        start, end = self.levels
+        if not end <= level <= start:
+            yield
+            return
+        given = self.given
+        if given is not None:
+            check_size(given, x)
+            given = given[torch.arange(len(x)) % len(given)].to(x)
+        with applied(modules_of(network), self.patch, self.strength, given):
+            yield
+
+
+def modules_of(network: nn.Module) -> dict[str, Any]:
+    """Every module with a weight, by name with dots as underscores."""
+    return {
+        name.replace(".", "_"): module
+        for name, module in network.named_modules()
+        if isinstance(getattr(module, "weight", None), Tensor)
+    }
+
+
+def staged(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    channels: int,
+    patch: LayerPatch,
+    strength: float,
+    span: tuple[float, float],
+    given: Tensor | None,
+) -> tuple[nn.Module, Stage | None]:
+    """The network with as much of the patch as can be merged, and what is left for hooks. ValueError if a name or shape
+    does not fit, or `given` is not what the patch takes."""
+    fitted = patch.fitted(modules_of(network))
+    check_given(fitted, given, channels)
+    levels = NoiseLevels.of(schedule)
+    limits = levels.at_percent(span[0]), levels.at_percent(span[1])
+    if span != (0, 1):
+        return network, Stage(fitted, strength, limits, given)
+    hooked, rest = fitted.split(channels)
+    return grown(network, rest, strength), Stage(hooked, strength, limits, given) if len(hooked) else None
+
+
+def running(stages: tuple[Stage, ...], network: nn.Module, schedule: NoiseSchedule, x: Tensor, t: Tensor) -> ExitStack:
+    """All stages at once. A given layer's row is at timestep 0; what counts is the one that is drawn."""
+    stack = ExitStack()
+    level = float(schedule.sigma(t.max())) if stages else 0.0
+    for stage in stages:
+        stack.enter_context(stage.at(network, level, x))
+    return stack
