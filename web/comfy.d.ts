@@ -14,6 +14,7 @@ interface ComfyWidget {
 }
 
 interface ComfyInput {
+  name?: string
   link: number | null
   widget?: { name: string }
 }
@@ -36,6 +37,11 @@ interface ComfyNode {
   onRemoved?: () => void
   onConfigure?: (saved: object) => void
   onConnectionsChange?: (...given: any[]) => void
+  mode?: number
+  getInputNode?(slot: number): ComfyNode | null
+  getInputLink?(slot: number): { origin_slot: number } | null
+  connect?(slot: number, to: ComfyNode, input: number): unknown
+  disconnectInput?(slot: number): unknown
   setDirtyCanvas(front: boolean, back: boolean): void
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget
 }
@@ -47,7 +53,7 @@ interface ComfyApi extends EventTarget {
 interface ComfyApp {
   graph: ComfyGraph
   rootGraph?: ComfyGraph
-  canvas?: { canvas: HTMLCanvasElement }
+  canvas?: { canvas: HTMLCanvasElement; emitBeforeChange?(): void; emitAfterChange?(): void }
   nodeOutputs?: Record<string, Record<string, any>>
   registerExtension(extension: object): void
 }

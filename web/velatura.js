@@ -7,8 +7,11 @@ import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { addCompare } from "./widgets/compare.js"
 import { addCurves } from "./widgets/curves.js"
+import { addDrag } from "./widgets/drag.js"
+import { addDragLive } from "./widgets/drag_live.js"
 import { addFrames } from "./widgets/frames.js"
 import { nodeOf, outputOf } from "./widgets/graph.js"
+import { addLayers } from "./widgets/layers.js"
 import { chain } from "./widgets/panel.js"
 import { addSchedule } from "./widgets/schedule.js"
 
@@ -28,7 +31,14 @@ const WIDGETS = {
   VelaturaFinetuneLcm: addCurves,
   VelaturaTrainSmoothLora: addCurves,
   VelaturaLcmSchedule: addSchedule,
+  VelaturaDragEditor: addDrag,
+  VelaturaDrag: addDragLive,
+  VelaturaCompositeLayers: addLayers,
+  VelaturaLayerStack: addLayers,
 }
+
+/** What nodes tell while they run, as `velatura.EVENT`. */
+const EVENTS = ["curves", "editor", "drag"]
 
 /** @type {Map<ComfyNode, Listener>} */
 const listeners = new Map()
@@ -49,11 +59,13 @@ app.registerExtension({
     style.rel = "stylesheet"
     style.href = new URL("./velatura.css", import.meta.url).href
     document.head.append(style)
-    api.addEventListener("velatura.curves", (event) => {
-      const { detail } = /** @type {CustomEvent} */ (event)
-      const node = nodeOf(app, detail.node)
-      if (node) listeners.get(node)?.hear?.("curves", detail)
-    })
+    for (const name of EVENTS) {
+      api.addEventListener(`velatura.${name}`, (event) => {
+        const { detail } = /** @type {CustomEvent} */ (event)
+        const node = nodeOf(app, detail.node)
+        if (node) listeners.get(node)?.hear?.(name, detail)
+      })
+    }
   },
 
   /** @param {ComfyNode} node */

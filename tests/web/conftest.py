@@ -7,13 +7,15 @@ VELATURA_REQUIRE_BROWSER=1 makes its lack a failure.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from velatura.benchmarks import _chromium, _served
 
@@ -77,6 +79,31 @@ class Studio:
         self.page.goto(self.server.address)
         self.page.wait_for_function("window.app?.graph?.nodes", timeout=300_000)
 
+    def begin(self, renderer: str, theme: str = "dark", **pictures: Image.Image) -> None:
+        """The page with an empty graph, and pictures `NAME.png` for Load Image."""
+        address, post = self.server.address, self.page.request.post
+        for name, value in (("VueNodes.Enabled", renderer == "nodes 2.0"), ("ColorPalette", theme)):
+            post(f"{address}api/settings/Comfy.{name}", data=json.dumps(value))
+        for name, picture in pictures.items():
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            upload = {"name": f"{name}.png", "mimeType": "image/png", "buffer": stream.getvalue()}
+            post(f"{address}api/upload/image", multipart={"image": upload, "overwrite": "true"})
+        self.open()
+        self.page.get_by_text("text_to_image", exact=True).first.wait_for(timeout=120_000)
+        self.page.keyboard.press("Escape")
+
+    def put(self, nodes: Sequence[Sequence[Any]], wires: Sequence[Sequence[Any]], zoom: float = 1) -> None:
+        """A graph of nodes (id, class, place, size, values) and wires (from, slot, to, input's name)."""
+        documents = [
+            {"id": id_, "type": type_, "pos": pos, "size": size, "flags": {}, "mode": 0, "order": id_,
+             "widgets_values": values, "properties": {}}
+            for id_, type_, pos, size, values in nodes
+        ]  # fmt: skip
+        graph = {"version": 0.4, "last_node_id": 99, "last_link_id": 0, "nodes": documents, "links": [], "groups": []}
+        self.page.evaluate(_PUT, [graph, wires, zoom])
+        self.page.wait_for_timeout(500)
+
     def load(self, name: str) -> None:
         """An example, out of the dialog that the page opens with."""
         self.page.get_by_text(name, exact=True).first.click(timeout=300_000)
@@ -121,6 +148,18 @@ class Studio:
     def types(self) -> list[str]:
         """The classes of the nodes on the canvas."""
         return self.page.evaluate("app.graph.nodes.map((each) => each.type)")
+
+
+_PUT = """async ([graph, wires, zoom]) => {
+  await app.loadGraphData(graph)
+  for (const [from, slot, to, name] of wires) {
+    const [source, target] = [app.graph.getNodeById(from), app.graph.getNodeById(to)]
+    source.connect(slot, target, target.inputs.findIndex((each) => each.name === name))
+  }
+  app.canvas.ds.scale = zoom
+  app.canvas.ds.offset = [90 / zoom - 20, 20 / zoom]
+  app.canvas.setDirty(true, true)
+}"""
 
 
 @pytest.fixture(params=["classic", "nodes 2.0"])
