@@ -61,8 +61,8 @@ class LayerPatch:
         return LayerPatch(renamed(self.low), renamed(self.weights), renamed(self.biases))
 
     def split(self, channels: int) -> tuple[LayerPatch, LayerPatch]:
-        """What hooks must do, and what weights can hold. The first convolution of a patch that reads more than the noise
-        is for hooks: a weight of another shape would be in the way of every other patch of the host's network."""
+        """What hooks must do, and what weights can hold. The first convolution of a patch that reads more than the
+        noise is for hooks: a weight of another shape would be in the way of every other patch of the network."""
         if not self.inputs(channels):
             return LayerPatch(), self
         rest = {name: weight for name, weight in self.weights.items() if name != FIRST}

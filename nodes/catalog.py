@@ -1,8 +1,12 @@
 """Every node of the pack, in the order in which people meet them."""
 
+from .drag import VelaturaDrag, VelaturaDragIdentity
 from .drag_editor import VelaturaDragEditor
 from .interpolate import VelaturaLatentPath, VelaturaSlerpConditioning, VelaturaSlerpLatents
 from .inversion import VelaturaInvert, VelaturaInvertPair
+from .joint_layers import VelaturaConditionOnLayer, VelaturaJointLayers
+from .layer_patch import VelaturaApplyTransparency, VelaturaLoadLayerPatch
+from .layer_stack import VelaturaLayerStack
 from .layers import VelaturaCompositeLayers, VelaturaSaveLayers
 from .lcm import VelaturaLcmModel, VelaturaLcmSample, VelaturaLcmSampler, VelaturaLcmSchedule
 from .load import VelaturaDemoModel
@@ -48,9 +52,16 @@ NODES = [
     VelaturaLoadTransparency,
     VelaturaEncodeTransparent,
     VelaturaDecodeTransparent,
+    VelaturaLoadLayerPatch,
+    VelaturaApplyTransparency,
+    VelaturaJointLayers,
+    VelaturaConditionOnLayer,
+    VelaturaLayerStack,
     VelaturaPadRgb,
     VelaturaCompositeLayers,
     VelaturaSaveLayers,
     VelaturaDragEditor,
+    VelaturaDrag,
+    VelaturaDragIdentity,
     VelaturaCompareImages,
 ]
