@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.joint_layers import CLEAN
 from ..core.lora import LowRank, LowRankDeltas, Target
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
 from ..core.shared_attention import layer_loras, shared_attention
@@ -25,6 +26,9 @@ from .diffusion import loss_weight, stratified
 from .examples import Examples
 from .loop import Job, Settings, Trained, Watch, accelerator_for, descend, fit, no_watch, recipe_of
 from .smooth import without_prompts
+
+UNSAID = 0.5
+"""The share of given layers without a prompt, where there is an empty one."""
 
 Sample = Callable[["LayerLoras", Mapping[str, list[float]]], Tensor | None]
 """`sample(loras, losses)`: a picture [3, H, W] in 0 .. 1 of how far they are, or None."""
@@ -104,11 +108,13 @@ def drawn(z_0: Tensor, layers: int, total: int, settings: LayerSettings, generat
     samples = len(z_0) // layers
     t = stratified(samples, total, generator).repeat_interleave(layers)
     eps = torch.randn(z_0.shape, generator=generator)
-    dropped = torch.rand(samples, generator=generator) < settings.prompt_dropout
+    dropped = (torch.rand(samples, generator=generator) < settings.prompt_dropout).repeat_interleave(layers)
     given = torch.rand(samples, generator=generator) < settings.conditional
     which = torch.randint(layers, (samples,), generator=generator)
-    clean = given[:, None] & (which[:, None] == torch.arange(layers))
-    return Drawn(torch.where(clean.flatten(), 0, t), eps, dropped.repeat_interleave(layers), clean.flatten())
+    clean = (given[:, None] & (which[:, None] == torch.arange(layers))).flatten()
+    # Who gives a layer need not say what it shows.
+    unsaid = clean & (torch.rand(len(clean), generator=generator) < UNSAID)
+    return Drawn(torch.where(clean, CLEAN, t), eps, dropped | (unsaid & bool(settings.prompt_dropout)), clean)
 
 
 def train(
