@@ -19,10 +19,11 @@ NODES: list[tuple[int, str, tuple[int, int], tuple[int, int], list[Any]]] = [
     (4, CHAIN, (500, 90), (260, 260), ["ball", 1.0, 10, 20, "normal"]),
     (5, CHAIN, (780, 90), (360, 620), ["shade", 0.5, 60, 60, "multiply"]),
     (6, "LoadImage", (20, 660), (180, 200), ["shade.png", "image"]),
+    (7, "PreviewImage", (1170, 90), (180, 240), []),
 ]
 WIRES = [
     (1, 0, 3, "image"), (3, 0, 4, "layers"), (2, 0, 4, "image"), (2, 1, 4, "mask"), (4, 0, 5, "layers"),
-    (6, 0, 5, "image"),
+    (6, 0, 5, "image"), (5, 1, 7, "images"),
 ]  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def opened(studio: Studio, renderer: str, theme: str = "dark") -> None:
 def viewer(studio: Studio) -> Any:
     """The last node's: the only one that shows three layers."""
     layers = studio.page.get_by_role("group", name="Layers", exact=True)
-    return layers.filter(has=studio.page.get_by_role("button", name="Layer shade", exact=True))
+    return layers.filter(has=studio.page.locator(".velatura-list > :nth-child(3)"))
 
 
 def values(studio: Studio, id_: int, *names: str) -> list[Any]:

@@ -66,9 +66,19 @@ export function addDragLive(browser, node) {
     const mean = average(told.distance)
     const step = told.step === undefined ? "" : `step ${told.step}${told.total ? ` / ${told.total}` : ""}`
     says.textContent = [step, mean === null ? "" : `${mean.toFixed(1)} px to go`].filter(Boolean).join(" · ")
-    if (told.step !== undefined && mean !== null && !plotted) plot(anew, told.step)
+    if (next.tracks && told.targets && !plotted) plotAll(next.tracks, told.targets)
+    else if (told.step !== undefined && mean !== null && !plotted) plot(anew, told.step)
     paint()
     if (told.image) load(told.image)
+  }
+
+  /** The steps that were told are only some of them. @param {Place[][]} ways @param {Place[]} targets */
+  function plotAll(ways, targets) {
+    const lines = ways.map((way, k) => ({
+      name: ways.length > 1 ? `handle ${k + 1}` : "distance",
+      points: way.map(([x, y], step) => /** @type {Place} */ ([step, Math.hypot(x - targets[k][0], y - targets[k][1])])),
+    }))
+    curves.hear("curves", { x: "step", mean: 0, anew: true, lines })
   }
 
   /** @param {boolean} anew @param {number} step */

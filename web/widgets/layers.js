@@ -1,7 +1,7 @@
 /** The layer viewer: a stack of layers to look through, move and mix; what is changed goes to the nodes that own it. */
 
 import { button, el } from "./dom.js"
-import { asOwned, ownersOf, put, swap } from "./layers_chain.js"
+import { asOwned, exchange, ownersOf, put } from "./layers_chain.js"
 import { colourAt, compose } from "./layers_draw.js"
 import { addRow } from "./layers_row.js"
 import { addPanel } from "./panel.js"
@@ -77,22 +77,22 @@ export function addLayers(browser, node) {
 
   /** Whether a layer and the one above can change places: whatever is the lowest makes the canvas. @param {number} k */
   function swaps(k) {
-    const [one, other] = [owners[k], owners[k + 1]]
-    if (!one || !other) return false
     const picture = pictures[k + 1]
-    return k > 0 || (picture?.naturalWidth === stack.width && picture.naturalHeight === stack.height)
+    const fits = picture?.naturalWidth === stack.width && picture.naturalHeight === stack.height
+    return exchange(owners, k) !== null && (k > 0 || fits)
   }
 
   /** @param {number} k the lower of the two */
-  function exchange(k) {
-    const [one, other] = [owners[k], owners[k + 1]]
-    if (!one || !other) return
-    changing(() => swap(one, other))
+  function raise(k) {
+    const change = exchange(owners, k)
+    if (!change) return
+    changing(change)
     for (const each of [stack.layers, pictures]) [each[k], each[k + 1]] = [each[k + 1], each[k]]
     const moved = (/** @type {number} */ place) => (place === k ? k + 1 : place === k + 1 ? k : place)
     hidden = new Set([...hidden].map(moved))
     solo = moved(solo)
     chosen = moved(chosen)
+    own()
     draw()
   }
 
@@ -190,8 +190,8 @@ export function addLayers(browser, node) {
         solo = solo === k ? -1 : k
         draw()
       },
-      up: () => exchange(k),
-      down: () => exchange(k - 1),
+      up: () => raise(k),
+      down: () => raise(k - 1),
       opacity(value) {
         changing(() => put(owners[k]?.widgets.opacity, value))
         draw()

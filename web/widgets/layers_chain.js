@@ -1,33 +1,47 @@
 /** Which node a layer of a stack came from, found by walking the graph upstream. */
 
 /** @typedef {{ name: string, x: number, y: number, opacity: number, blend: string, image: ComfyFile }} Layer */
-/** @typedef {{ node: ComfyNode, widgets: Record<string, ComfyWidget | undefined> }} Owner a layer's own values */
+/**
+ * @typedef {object} Owner
+ * @property {ComfyNode} node
+ * @property {Record<string, ComfyWidget | undefined>} widgets the layer's own values
+ * @property {number} rank which node of the chain it is, from below
+ */
 
-const CHAINED = "VelaturaCompositeLayers"
+const ADDING = ["VelaturaCompositeLayers", "VelaturaLayerStack"]
 const BYPASSED = 4
 const VALUES = ["name", "x", "y", "opacity", "blend"]
 
 /**
  * The owner of each layer, the lowest first; null where none is known. A chain that has been changed since it ran, and
  * does not fit the layers any more, owns nothing.
- * @param {ComfyNode} node that put the last layer on top @param {number} count of the layers
+ * @param {ComfyNode} node that added the last layer @param {number} count of the layers
  * @returns {(Owner | null)[]}
  */
 export function ownersOf(node, count) {
-  /** @type {(Owner | null)[]} */
-  const owners = []
+  /** @type {ComfyNode[]} */
+  const chain = []
   /** @type {ComfyNode | null} */
   let at = node
   const seen = new Set()
-  while (at && !seen.has(at) && (at.comfyClass === CHAINED || at.comfyClass === "Reroute")) {
+  while (at && !seen.has(at) && [...ADDING, "Reroute"].includes(at.comfyClass ?? "")) {
     seen.add(at)
-    if (at.comfyClass === CHAINED && at.mode !== BYPASSED) owners.unshift({ node: at, widgets: valuesOf(at) })
-    at = above(at, at.comfyClass === CHAINED ? "layers" : "")
+    const adds = at.comfyClass !== "Reroute"
+    if (adds && at.mode !== BYPASSED) chain.unshift(at)
+    at = above(at, adds ? "layers" : "")
   }
+  const nobody = Array.from({ length: count }, () => null)
   // Whatever else made layers below made them all by itself.
-  const unknown = count - owners.length
-  if (unknown < 0 || (unknown > 0 && !at) || (unknown === 0 && at)) return Array.from({ length: count }, () => null)
-  return [...Array.from({ length: unknown }, () => null), ...owners]
+  const unknown = count - chain.length
+  if (unknown < 0 || (unknown > 0 && !at) || (unknown === 0 && at)) return nobody
+  /** @type {(Owner | null)[]} */
+  const owners = nobody.slice(0, unknown)
+  for (const [rank, each] of chain.entries()) {
+    if (wired(each, "place")) return nobody
+    const place = Number(each.widgets?.find(({ name }) => name === "place")?.value ?? -1)
+    owners.splice(place < 0 ? owners.length : place, 0, { node: each, widgets: valuesOf(each), rank })
+  }
+  return owners
 }
 
 /** @param {ComfyNode} node */
@@ -60,10 +74,28 @@ export function asOwned(layer, owner) {
 }
 
 /**
- * Let two nodes of a chain change places: their pictures and their values do, the wires between them stay.
+ * Let a layer and the one above it change places; null if that cannot be done. Nodes that are given their pictures
+ * exchange them, and their values. One that draws its own is placed elsewhere, which only the later one can be.
+ * @param {(Owner | null)[]} owners @param {number} k the lower of the two
+ * @returns {(() => void) | null}
+ */
+export function exchange(owners, k) {
+  const [one, other] = [owners[k], owners[k + 1]]
+  if (!one || !other) return null
+  if (one.node.comfyClass === ADDING[0] && other.node.comfyClass === ADDING[0]) return () => swap(one, other)
+  const later = one.rank > other.rank ? one : other
+  const place = later.node.widgets?.find(({ name }) => name === "place")
+  if (!place) return null
+  const earlier = owners.filter((each) => (each?.rank ?? -1) < later.rank)
+  const below = earlier.indexOf(later === one ? other : one) + (later === one ? 1 : 0)
+  return () => put(place, below === earlier.length ? -1 : below)
+}
+
+/**
+ * The pictures and the values of two nodes change places, the wires between them stay.
  * @param {Owner} a @param {Owner} b
  */
-export function swap(a, b) {
+function swap(a, b) {
   for (const name of ["image", "mask"]) {
     const [first, second] = [a, b].map(({ node }) => {
       const slot = node.inputs?.findIndex((each) => each.name === name) ?? -1

@@ -1,6 +1,6 @@
 /** A layer's line in the list. */
 
-import { button, el } from "./dom.js"
+import { button, el, svg } from "./dom.js"
 import { slider } from "./pointer.js"
 
 /**
@@ -14,9 +14,19 @@ import { slider } from "./pointer.js"
  * @property {boolean} owned whether a node of the graph has its values
  */
 
+/** Drawn: not every system has a letter for it. */
+const EYE = () =>
+  svg(
+    "svg",
+    { class: "velatura-eye", viewBox: "0 0 14 14", "aria-hidden": "true" },
+    svg("path", { d: "M1 7C4 2.5 10 2.5 13 7C10 11.5 4 11.5 1 7Z" }),
+    svg("circle", { cx: 7, cy: 7, r: 1.8 }),
+  )
+
 /** @param {Actions} actions */
 export function addRow({ choose, eye, solo, up, down, opacity, owned }) {
-  const eyes = button("👁", "Visible", eye)
+  const eyes = button("", "Visible", eye)
+  eyes.append(EYE())
   const alone = button("S", "Solo", solo)
   const name = button("", "Choose", choose)
   name.classList.add("velatura-layer")

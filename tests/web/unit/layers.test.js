@@ -1,6 +1,6 @@
 import { beforeEach, expect, test, vi } from "vitest"
 import { addLayers } from "../../../web/widgets/layers.js"
-import { asOwned, ownersOf, swap } from "../../../web/widgets/layers_chain.js"
+import { asOwned, exchange, ownersOf } from "../../../web/widgets/layers_chain.js"
 import { colourText } from "../../../web/widgets/layers_draw.js"
 import { browser, node, press } from "./stand_in.js"
 
@@ -82,12 +82,45 @@ test("two nodes change places with pictures, masks and values, and the chain sta
   red.connect(0, ground, 0)
   blue.connect(2, leaf, 0)
   mask.connect(1, leaf, 2)
-  swap(...ownersOf(leaf, 2))
+  exchange(ownersOf(leaf, 2), 0)()
   expect([ground.wires.get(0), leaf.wires.get(0)]).toEqual([{ source: blue, from: 2 }, { source: red, from: 0 }])
   expect([ground.wires.get(2), leaf.wires.get(2)]).toEqual([{ source: mask, from: 1 }, undefined])
   expect(leaf.wires.get(1).source).toBe(ground)
   expect([value(ground, "name"), value(ground, "x"), value(ground, "blend")]).toEqual(["leaf", 9, "add"])
   expect([value(leaf, "name"), value(leaf, "x"), value(leaf, "blend")]).toEqual(["ground", 1, "normal"])
+})
+
+/** A node that draws its own layer, `place` layers from below. */
+const drawn = (below, place = -1, name = "drawn") => {
+  const made = Object.assign(composite({ name }, below), { comfyClass: "VelaturaLayerStack" })
+  made.widgets.push({ name: "place", value: place })
+  return made
+}
+
+test("a layer that was drawn below others lies there", () => {
+  const ground = composite()
+  const tree = drawn(ground)
+  const bush = drawn(tree, 1)
+  const leaf = composite({}, bush)
+  expect(nodes(ownersOf(leaf, 4))).toEqual([ground, bush, tree, leaf])
+  bush.inputs.push({ name: "place", link: 3, widget: { name: "place" } })
+  expect(nodes(ownersOf(leaf, 4))).toEqual([null, null, null, null])
+})
+
+test("of two layers that change places the later one is placed, by what was there before it", () => {
+  const joint = other("VelaturaJointLayers")
+  const tree = drawn(joint, -1, "tree")
+  const bush = drawn(tree, -1, "bush")
+  const sun = drawn(bush, 0, "sun")
+  const names = () => ownersOf(sun, 5).map((owner) => owner && value(owner.node, "name"))
+  expect(names()).toEqual(["sun", null, null, "tree", "bush"])
+  exchange(ownersOf(sun, 5), 3)()
+  expect([value(bush, "place"), ...names()]).toEqual([2, "sun", null, null, "bush", "tree"])
+  exchange(ownersOf(sun, 5), 3)()
+  expect([value(bush, "place"), ...names()]).toEqual([-1, "sun", null, null, "tree", "bush"])
+  expect(exchange(ownersOf(sun, 5), 0)).toBe(null) // nobody's
+  const leaf = composite({ name: "leaf" }, sun)
+  expect(exchange(ownersOf(leaf, 6), 4)).toBe(null) // what is put on top stays there
 })
 
 test("colours in words", () => {
