@@ -123,22 +123,19 @@ def _chunk(u: Tensor, attributes: list[Tensor], pictures: list[Tensor], size: in
         image, low = PLACES[value].draw(Place(x, grid.view(1, -1, 1).expand(1, size, size), u[rows, 14:], 1 / size))
         background[rows], ground[rows] = image.clamp(0, 1), low.expand(-1, size, size)
 
-    lights = [PLACES[value].light for value in place.tolist()]
-    tint = torch.tensor([light.tint for light in lights], device=device).view(n, 3, 1, 1)
-    direction = torch.tensor([light.direction for light in lights], device=device)
-    direction[:, 0] *= 1 - 2 * side.to(device)
-    strength = torch.tensor([(light.ambient, light.diffuse) for light in lights], device=device)
+    tint, direction, strength = _light(place, side, device)
     hue = torch.tensor(PALETTE, device=device)[colour.to(device)].view(n, 3, 1, 1)
 
-    radius = 0.24 + 0.08 * u[:, 5]
-    centre_x, centre_y = 0.5 + 0.20 * (u[:, 6] - 0.5), 0.46 + 0.10 * (u[:, 7] - 0.5)
+    centre_x, centre_y, radius, tilts = _pose(u, kind).to(device).unbind(1)
     shade[:] = _shade(grid, kind, hue, direction, radius, centre_x, centre_y)
     for value in kind.unique().tolist():
         rows = torch.nonzero(kind == value)[:, 0].to(device)
         what = OBJECTS[value]
-        tilt = what.tilt * (2 * u[rows, 8] - 1)
-        x = ((grid[None] - centre_x[rows, None]) / radius[rows, None])[:, None, :]
-        y = ((grid[None] - centre_y[rows, None]) / radius[rows, None])[:, :, None]
+        tilt = tilts[rows]
+        x, y = (
+            _own(grid, centre_x[rows], radius[rows])[:, None, :],
+            _own(grid, centre_y[rows], radius[rows])[:, :, None],
+        )
         frame = _frame(x, y, tilt, 1 / (radius[rows] * size), u[rows, 9:], direction[rows], hue[rows])
         look = what.draw(frame)
         facing = _facing(frame)
@@ -149,6 +146,50 @@ def _chunk(u: Tensor, attributes: list[Tensor], pictures: list[Tensor], size: in
     semantic[:] = ground > 0.5
     shown = foreground[:, 3] >= 0.25
     torch.where(shown, kind.to(device)[:, None, None] + 2, semantic, out=semantic)
+
+
+def _pose(u: Tensor, kind: Tensor) -> Tensor:
+    """Centre x and y, radius (parts of the side) and tilt of each object: [n, 4]."""
+    limit = torch.tensor([OBJECTS[value].tilt for value in kind.tolist()], device=u.device)
+    x, y = 0.5 + 0.20 * (u[:, 6] - 0.5), 0.46 + 0.10 * (u[:, 7] - 0.5)
+    return torch.stack([x, y, 0.24 + 0.08 * u[:, 5], limit * (2 * u[:, 8] - 1)], 1)
+
+
+def _own(grid: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    """One object coordinate of each pixel, before the tilt: [n, S]."""
+    return (grid[None] - centre[:, None]) / radius[:, None]
+
+
+def _light(place: Tensor, side: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+    """Each place's light: tint [n, 3, 1, 1], direction [n, 2], ambient and diffuse strength [n, 2]."""
+    lights = [PLACES[value].light for value in place.tolist()]
+    tint = torch.tensor([light.tint for light in lights], device=device).view(-1, 3, 1, 1)
+    direction = torch.tensor([light.direction for light in lights], device=device)
+    direction[:, 0] *= 1 - 2 * side.to(device)
+    return tint, direction, torch.tensor([(light.ambient, light.diffuse) for light in lights], device=device)
+
+
+def pose(seed: int, index: int) -> Tensor:
+    """Where a scene's object is: centre x and y and radius as parts of the side, and tilt in radians, [4]."""
+    u = uniform(seed, torch.tensor([index]), _NUMBERS)
+    return _pose(u, (u[:, 0] * len(OBJECTS)).long())[0]
+
+
+def posed(seed: int, index: int, poses: Tensor, size: int = 128) -> tuple[Tensor, Tensor]:
+    """A scene's object in other `poses` [N, 4] (as `pose` gives them), in its place's light: straight RGBA [N, 4, S, S]
+    and its points [N, 5, 2] in pixels."""
+    u = uniform(seed, torch.tensor([index]), _NUMBERS).expand(len(poses), -1)
+    kind, colour, place, side = (
+        (u[:1, k] * n).long() for k, n in enumerate((len(OBJECTS), len(PALETTE), len(PLACES), 2))
+    )
+    what, hue = OBJECTS[int(kind)], torch.tensor(PALETTE[int(colour)]).view(1, 3, 1, 1).expand(len(poses), -1, -1, -1)
+    tint, direction, strength = (each.expand(len(poses), *each.shape[1:]) for each in _light(place, side, "cpu"))
+    centre_x, centre_y, radius, tilt = poses.unbind(1)
+    grid = (torch.arange(size) + 0.5) / size
+    x, y = _own(grid, centre_x, radius)[:, None, :], _own(grid, centre_y, radius)[:, :, None]
+    frame = _frame(x, y, tilt, 1 / (radius * size), u[:, 9:], direction, hue)
+    rgba = _colour(what, what.draw(frame), _facing(frame), tint, strength)
+    return rgba, size * _place_points(what, tilt, radius, centre_x, centre_y)
 
 
 def _frame(x: Tensor, y: Tensor, tilt: Tensor, pixel: Tensor, u: Tensor, light: Tensor, hue: Tensor) -> Frame:

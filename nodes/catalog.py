@@ -19,8 +19,10 @@ from .reconstruct import (
     VelaturaSaveInversion,
 )
 from .smooth import VelaturaSmoothLora, VelaturaSmoothnessMeter
+from .train_layers import VelaturaTrainLayerLora
 from .train_lcm import VelaturaDistillLcm, VelaturaFinetuneLcm
 from .train_smooth import VelaturaTrainSmoothLora
+from .train_transparency import VelaturaTrainTransparency
 from .transparency import (
     VelaturaDecodeTransparent,
     VelaturaEncodeTransparent,
@@ -63,5 +65,7 @@ NODES = [
     VelaturaDragEditor,
     VelaturaDrag,
     VelaturaDragIdentity,
+    VelaturaTrainTransparency,
+    VelaturaTrainLayerLora,
     VelaturaCompareImages,
 ]
