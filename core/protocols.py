@@ -154,6 +154,11 @@ class LatentCodec(Protocol):
         """Scaled latent [B, C, h, w] -> image [B, 3, h*factor, w*factor], clamped to -1 .. 1."""
         ...
 
+    def differentiable(self) -> AbstractContextManager[None]:
+        """While open, `decode` may be differentiated with respect to the latent, at once and without tiles. The
+        autoencoder's own parameters never require a gradient."""
+        ...
+
 
 @runtime_checkable
 class TextEncoder(Protocol):

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.alpha import over, pad_rgb
 from ..core.protocols import Progress
 from ..core.transparency import Convention, TransparencyDecoder, TransparencyEncoder, encode
 from ..core.transparency_decode import decode
-from ..core.transparency_file import metadata_of
 from ..training import report
-from ..training.checkpoint import fingerprint, whole
+from ..training import transparency as training
+from ..training.checkpoint import fingerprint
 from ..training.groupnorm import quicken
-from ..training.transparency import Frozen, Pair, Pictures, TransparencySettings, train
+from ..training.transparency import Frozen, Pair, Pictures, TransparencySettings, train, write_half
 from . import measure, sprites
 from .runs import MODEL, finish, shipped, this_process
 
@@ -66,23 +65,9 @@ def train_recipe(r: TransparencyRecipe, folder: Path, progress: Progress, resume
     return {name: values[-1] for name, values in done.history.items()}
 
 
-def write_half(path: Path, network: nn.Module, convention: Convention) -> None:
-    """A network in half precision, with its convention, as the nodes load it."""
-    tensors = {name: value.detach().half().contiguous().clone() for name, value in network.state_dict().items()}
-    with whole(path) as scratch:
-        save_file(tensors, scratch, metadata=metadata_of(convention))
-
-
 def new_pair(seed: int) -> tuple[TransparencyEncoder, TransparencyDecoder]:
     """Networks of the Sprites' size with the seed's random weights; the offset begins at 0."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = TransparencyEncoder(ENCODER_WIDTHS)
-        decoder = TransparencyDecoder(DECODER_WIDTHS, layers=1, attention_from=3)
-    last: Any = encoder.blocks[-1]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return encoder, decoder
+    return training.new_pair(seed, ENCODER_WIDTHS, DECODER_WIDTHS, layers=1, attention_from=3)
 
 
 def frozen_autoencoder(vae: nn.Module) -> Frozen:

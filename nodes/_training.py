@@ -77,6 +77,15 @@ def name(default: str) -> io.Input:
     )
 
 
+def low_memory() -> io.Input:
+    return io.Boolean.Input(
+        "low_memory",
+        default=False,
+        tooltip="Computes parts of the network again in place of keeping them (gradient checkpointing): the same "
+        "training in less memory and more time.",
+    )
+
+
 def precision(native: Any) -> str:
     """bfloat16 where the MODEL's device is made for it."""
     cuda = host().model(native).device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -100,11 +109,11 @@ class Run:
 @contextmanager
 def prepared(native: Any, latents: dict[str, Any], positive: Any, negative: Any, seed: int, name: str) -> Iterator[Run]:
     """All that a trainer needs, checked before its first step; autograd works inside. `negative` may be None."""
-    _needed("accelerate", "matplotlib")
-    path, folder = _places(name)
+    needed("accelerate", "matplotlib")
+    path, folder = places(name)
     with torch.inference_mode(False):
         model = host().model(native)
-        z_0 = _scaled(model, latents)
+        z_0 = scaled(model, latents)
         examples = from_rows(z_0, conditions(positive, len(z_0)), seed)
         null = None if negative is None else _one("negative", negative)
         resume = (folder / CHECKPOINT).exists()
@@ -117,7 +126,8 @@ def prepared(native: Any, latents: dict[str, Any], positive: Any, negative: Any,
             raise ValueError(f"name: {name!r} has a run that cannot go on; choose another name. {error}") from error
 
 
-def _needed(*packages: str) -> None:
+def needed(*packages: str) -> None:
+    """RuntimeError names the packages that are missing."""
     missing = [each for each in packages if importlib.util.find_spec(each) is None]
     if missing:
         raise RuntimeError(
@@ -125,33 +135,34 @@ def _needed(*packages: str) -> None:
         )
 
 
-def _places(name: str) -> tuple[Path, Path]:
-    """The LoRA's file and the run's folder."""
+def places(name: str, kind: str = "loras") -> tuple[Path, Path]:
+    """The new file, in the folder of a kind of model, and the run's folder."""
     stem = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"[\w][\w .+-]*", stem):
         raise ValueError(f"name: expected letters, digits, spaces, dots, - and _, got {name!r}")
-    return host().folder("loras") / f"{stem}.safetensors", host().folder("output") / "velatura" / stem
+    return host().folder(kind) / f"{stem}.safetensors", host().folder("output") / "velatura" / stem
 
 
-def _scaled(model: LatentModel, latents: dict[str, Any]) -> Tensor:
+def scaled(model: LatentModel, latents: dict[str, Any], name: str = "latents") -> Tensor:
+    """A LATENT's samples, scaled, on the CPU. ValueError if they are another model's or not finite."""
     samples: Tensor = latents["samples"]
     if samples.ndim != 4 or samples.shape[1] != model.latent_channels:
         raise ValueError(
-            f"latents: expected a batch [B, {model.latent_channels}, h, w] for this model, got {tuple(samples.shape)}"
+            f"{name}: expected a batch [B, {model.latent_channels}, h, w] for this model, got {tuple(samples.shape)}"
         )
     if not bool(samples.isfinite().all()):
-        raise ValueError("latents: there are NaN or infinite values in it; look at what made it, often a VAE in fp16")
+        raise ValueError(f"{name}: there are NaN or infinite values in it; look at what made it, often a VAE in fp16")
     return model.scale(samples.clone().float()).cpu()
 
 
-def conditions(native: Any, count: int) -> Condition:
+def conditions(native: Any, count: int, name: str = "positive") -> Condition:
     """A CONDITIONING's entries as rows: one for all latents, or each for an equal share of them in order."""
     entries = [host().condition([entry]) for entry in native]
     given = join(entries, [each.embedding.shape[0] for each in entries])
     prompts = given.embedding.shape[0]
     if count % prompts:
         raise ValueError(
-            f"positive: expected one prompt, or one for each of {count} latents or for equal shares of them, got "
+            f"{name}: expected one prompt, or one for each of {count} latents or for equal shares of them, got "
             f"{prompts} (Conditioning Combine adds one to others)"
         )
     return given if prompts == 1 else take(given, torch.arange(count) // (count // prompts))

@@ -7,7 +7,7 @@ diffusion model trained on its latents understands the adjusted ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..core.protocols import Progress, no_progress
 from ..core.transparency import (
+    DECODER_WIDTHS,
+    ENCODER_WIDTHS,
     Convention,
     Posterior,
     TransparencyDecoder,
@@ -24,9 +26,11 @@ from ..core.transparency import (
     add_offset,
     shown_to_autoencoder,
 )
+from ..core.transparency_file import metadata_of
+from .adapters import write_weights
 from .autoencoder import PatchDiscriminator
 from .groupnorm import quicken
-from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
+from .loop import Job, Settings, Trained, Watch, accelerator_for, descend, fit, no_watch, recipe_of
 
 Pictures = Callable[[int, int], tuple[Tensor, Tensor]]
 """`pictures(first, count)`: padded colour [count, 3, H, W] and alpha [count, 1, H, W] in 0 .. 1, the same for the same
@@ -89,6 +93,31 @@ class Pair(nn.Module):
         return self.decoder(((image + 1) / 2).clamp(0, 1), latent), image
 
 
+def new_pair(
+    seed: int,
+    encoder_widths: Sequence[int] = ENCODER_WIDTHS,
+    decoder_widths: Sequence[int] = DECODER_WIDTHS,
+    latent_channels: int = 4,
+    *,
+    layers: int = 2,
+    attention_from: int = 4,
+) -> tuple[TransparencyEncoder, TransparencyDecoder]:
+    """Networks with the seed's random weights, of the released size by default; the offset begins at 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = TransparencyEncoder(encoder_widths, latent_channels)
+        decoder = TransparencyDecoder(decoder_widths, latent_channels, layers, attention_from)
+    last: Any = encoder.blocks[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return encoder, decoder
+
+
+def write_half(path: str | os.PathLike[str], network: nn.Module, convention: Convention) -> None:
+    """One of the pair in half precision, with its convention, as the nodes load it."""
+    write_weights(path, {name: value.half() for name, value in network.state_dict().items()}, metadata_of(convention))
+
+
 def reconstruction_loss(out: Tensor, colour: Tensor, alpha: Tensor, settings: TransparencySettings) -> Tensor:
     """L_recon = |I_c - I_c^| + |I_alpha - I_alpha^| (Latent Transparency, Eq. 4), as means."""
     weight = 1 + settings.visible * alpha
@@ -108,9 +137,10 @@ def train(
     resume: bool = False,
     recipe: dict[str, Any] | None = None,
     sample: Callable[[Pair], Tensor | None] | None = None,
+    watch: Watch = no_watch,
 ) -> Trained:
     """Train both in place; the outcome's "pair" is the averaged Pair. `recipe` adds what else the run depends on;
-    `sample` is called with the pair after each save and may give a preview."""
+    `sample` is called with the pair after each save and may give a preview; `watch` is told the losses."""
     accelerator = accelerator_for(settings)
     modules: dict[str, Any] = {"pair": quicken(Pair(encoder, decoder))}
     if settings.adversarial:
@@ -154,4 +184,5 @@ def train(
         return sample(accelerator.unwrap_model(modules["pair"])) if sample else None
 
     job = Job(modules, optimizers, step, recipe_of(settings, **(recipe or {})), frozenset({"judge"}), preview)
+    job.watch = watch
     return fit(job, settings, folder, accelerator, progress=progress, resume=resume)

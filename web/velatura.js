@@ -30,6 +30,8 @@ const WIDGETS = {
   VelaturaDistillLcm: addCurves,
   VelaturaFinetuneLcm: addCurves,
   VelaturaTrainSmoothLora: addCurves,
+  VelaturaTrainTransparency: addCurves,
+  VelaturaTrainLayerLora: addCurves,
   VelaturaLcmSchedule: addSchedule,
   VelaturaDragEditor: addDrag,
   VelaturaDrag: addDragLive,

@@ -3,11 +3,16 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.latent_formats
+import comfy.model_management
 import torch
 from torch import Tensor
+
+from . import autograd
 
 FORMAT = "velatura_latent_format"
 """Attribute of the VAE objects we load: their latent format. A stock VAE does not know its own."""
@@ -24,6 +29,7 @@ class ComfyCodec:
         if native.latent_dim != 2 or native.output_channels != 3:
             raise ValueError("vae: expected an autoencoder of single RGB images, got one for video or sound")
         self.native = native
+        self._differentiable = False
         self.latent_format: Any = getattr(native, FORMAT, None) or comfy.latent_formats.SD15()
         if model is not None:
             self.latent_format = model.model.latent_format
@@ -82,9 +88,24 @@ class ComfyCodec:
             )
         return self.native.encode((image.movedim(1, -1) + 1) / 2)  # BCHW -> BHWC, 0 .. 1
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         if latent.ndim != 4 or latent.shape[1] != self.latent_channels:
             raise ValueError(f"latent: expected [B, {self.latent_channels}, h, w], got {tuple(latent.shape)}")
-        pixels = self.native.decode(self.unscale(latent))  # 0 .. 1, clamped
-        return (pixels.movedim(-1, 1) * 2 - 1).to(latent)
+        if self._differentiable:
+            raw = self.unscale(latent).to(self.device, self.dtype)
+            return self.native.first_stage_model.decode(raw).to(latent).clamp(-1, 1)
+        with torch.no_grad():
+            pixels = self.native.decode(self.unscale(latent))  # 0 .. 1, clamped
+            return (pixels.movedim(-1, 1) * 2 - 1).to(latent)
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """The whole autoencoder is loaded: the host's own decoding takes no gradients."""
+        comfy.model_management.load_models_gpu([self.native.patcher], force_full_load=True)
+        self._differentiable = True
+        try:
+            with autograd.gradients():
+                autograd.thaw(self.native.first_stage_model)
+                yield
+        finally:
+            self._differentiable = False

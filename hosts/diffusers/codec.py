@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,3 +60,8 @@ class DiffusersCodec:
             raise ValueError(f"latent: expected [B, {self.latent_channels}, h, w], got {tuple(latent.shape)}")
         image = self.vae.decode(self.unscale(latent).to(self.device, self.dtype)).sample
         return image.to(latent).clamp(-1, 1)
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
