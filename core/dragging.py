@@ -151,6 +151,7 @@ def quick(
     omega: Tensor | None = None,
     snap: bool = True,
     progress: Progress = no_progress,
+    preview: Preview | None = None,
 ) -> Edited:
     """Drag by moving the cut-out and painting what it uncovers, with a latent consistency model, one network call for
     each of the falling `timesteps`; the first says how freely.
@@ -163,13 +164,17 @@ def quick(
     if _everything(mask):
         raise ValueError("mask: everything may move, so that there is nothing to move it over; paint over one thing")
     moved = move(image, snapped(image, mask) if snap else mask, task.handles, task.targets)
+
+    def shown(step: int, total: int, x_0: Tensor) -> None:
+        progress(step, total, None if preview is None else preview(x_0))
+
     with torch.no_grad():
         behind = codec.encode(moved.behind * 2 - 1)
         noise = draw(behind)
         free = drag.small_mask(moved.left, behind)
         x = model.schedule.add_noise(behind, noise(), timesteps[0])
         latent = consistency_sample(
-            model, x, condition, timesteps, noise, omega=omega, known=behind, mask=free, progress=progress
+            model, x, condition, timesteps, noise, omega=omega, known=behind, mask=free, progress=shown
         )
         made = ((codec.decode(latent) + 1) / 2).clamp(0, 1)
         seam = F.avg_pool2d((moved.left > 0).to(made), 5, 1, 2)

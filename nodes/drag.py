@@ -101,7 +101,7 @@ class VelaturaDrag(io.ComfyNode):
                 timesteps = lcm_timesteps(fill_steps, strength=fill_strength, count=count)
                 done = dragging.quick(
                     engine, codec, task, condition, _noise(seed + number), timesteps=timesteps, snap=snap,
-                    progress=live.bar,
+                    progress=live.bar, preview=live.decoded,
                 )  # fmt: skip
             else:
                 done = dragging.careful(

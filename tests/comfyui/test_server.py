@@ -14,7 +14,7 @@ from velatura.runtime import workflow
 
 from .conftest import COMFYUI, NAME, ROOT, Server, velatura
 
-EXAMPLES = ("text_to_image", "lcm_four_steps", "lcm_image_to_image")
+EXAMPLES = ("text_to_image", "lcm_four_steps", "lcm_image_to_image", "drag_fast")
 
 
 @pytest.fixture(scope="module", params=EXAMPLES)

@@ -63,7 +63,10 @@ def test_the_page_hears_each_step(wires):
 
 def test_fast_moves_the_thing_itself(wires):
     case = cases.cases(1)[0]
-    image = run(wires, mode="fast").args[0]
+    shown: list[torch.Tensor] = []
+    with running.reporting(lambda total: lambda step, whole, preview=None: shown.append(preview)):
+        image = run(wires, mode="fast").args[0]
+    assert [each.shape for each in shown] == [(3, 128, 128)], "a picture for the bar, not a latent"
     found = cases.find_handles(case, image.movedim(-1, 1))
     assert float(cases.distance(found.handles, case.targets).max()) < 1.5
     again = run(wires, mode="fast").args[0]
