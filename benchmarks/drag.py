@@ -20,6 +20,7 @@ from ..core.lora import read_lora
 from ..core.protocols import Condition, Progress, no_progress
 from ..demo import classifier, drag, release
 from ..training.identity import IdentitySettings, learn_identity
+from .dragbench import run as photographs
 from .lcm import few_step
 
 CASES, REFERENCE_CASES, QUICK_CASES = 100, 6, 3
@@ -39,24 +40,29 @@ def run(
     folder: str | Path = release.MODEL,
     cases: int | None = None,
     reference_cases: int | None = None,
+    dragbench: str | Path | None = None,
+    model: str | Path | None = None,
 ) -> dict[str, Any]:
     """The figures of `velatura bench drag`. `quick` takes a few cases; the published procedure, which takes half a
-    minute for each, always takes the first few only, and its ratios are to ours on the same ones."""
+    minute for each, always takes the first few only, and its ratios are to ours on the same ones. With `dragbench`,
+    that dataset's folder, it is run instead, with the checkpoint `model`."""
     from ..hosts import load
 
+    if dragbench is not None:
+        return photographs(dragbench, model or folder, progress)
     count = cases or (QUICK_CASES if quick else CASES)
     few = min(count, reference_cases or (1 if quick else REFERENCE_CASES))
     third = max(few, count // 3)
     host = load("diffusers")
-    model, text, codec = host.load_folder(folder)
-    smooth = model.with_lora(read_lora(load_file(SMOOTH))) if SMOOTH.is_file() else None
+    base, text, codec = host.load_folder(folder)
+    smooth = base.with_lora(read_lora(load_file(SMOOTH))) if SMOOTH.is_file() else None
     judge = classifier.load(Path(folder) / "classifier.safetensors")
     all_cases = drag.cases(count)
     edits: dict[str, tuple[Edit, int]] = {
-        "quality": (by_optimising(model, codec), count),
-        "fast": (by_warping(few_step(model, guidance=1.0), codec), count),
-        "published": (as_published(model, codec), few),
-        "still": (by_optimising(model, codec, moved_start=False), few),
+        "quality": (by_optimising(base, codec), count),
+        "fast": (by_warping(few_step(base, guidance=1.0), codec), count),
+        "published": (as_published(base, codec), few),
+        "still": (by_optimising(base, codec, moved_start=False), few),
     }
     if smooth is not None:
         edits |= {
@@ -92,7 +98,7 @@ def run(
         "seconds_quality": table["quality"]["seconds"],
         "seconds_fast": table["fast"]["seconds"],
         "table": table,
-        "memory": _memory(model, codec, text, all_cases[0]),
+        "memory": _memory(base, codec, text, all_cases[0]),
     }
 
 

@@ -59,7 +59,7 @@ class VelaturaCompareImages(io.ComfyNode):
         figures = {"mse": (a - b).square().flatten(1).mean(1), "psnr": metrics.psnr(a, b)}
         if min(a.shape[2:]) >= 11:
             figures["ssim"] = metrics.ssim(a, b)
-        perceptual = _lpips(a, b)
+        perceptual = perceptual_distance(a, b)
         if perceptual is not None:
             figures["lpips"] = perceptual
         means = [
@@ -90,7 +90,7 @@ def _table(figures: dict[str, Tensor]) -> str:
     return "\n".join([head, *rows, "   mean" + "".join(f"{float(each.mean()):>10.4f}" for each in figures.values())])
 
 
-def _lpips(a: Tensor, b: Tensor) -> Tensor | None:
+def perceptual_distance(a: Tensor, b: Tensor) -> Tensor | None:
     """LPIPS (AlexNet) of each pair, None where its package or weights are not installed: nothing is downloaded."""
     weights = Path(torch.hub.get_dir(), "checkpoints", "alexnet-owt-7be5be79.pth")
     if importlib.util.find_spec("lpips") is None or not weights.is_file():

@@ -78,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure something and print the figures")
     bench.add_argument("name", metavar="NAME", help="a module of benchmarks/")
+    bench.add_argument("--dragbench", metavar="DIR", help="drag: run the unpacked DragBench dataset instead")
+    bench.add_argument("--model", metavar="FILE", help="drag: the checkpoint for it, a .safetensors file or a folder")
     bench.set_defaults(command=_bench)
 
     train = commands.add_parser("train", help="make one of the shipped models again")
@@ -130,7 +132,9 @@ def _nodes(arguments: argparse.Namespace) -> dict[str, Any]:
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     from .commands import bench
 
-    return bench(arguments.name, show=not arguments.json)
+    named = {"dragbench": arguments.dragbench, "model": arguments.model}
+    options = {name: value for name, value in named.items() if value is not None}
+    return bench(arguments.name, show=not arguments.json, **options)
 
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any]:

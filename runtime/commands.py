@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -151,16 +152,21 @@ def _terms(type_: Any, options: Mapping[str, Any], required: bool) -> str:
     return ", ".join(terms if required else [*terms, "optional"])
 
 
-def bench(name: str, show: bool) -> dict[str, Any]:
-    """Run benchmarks/NAME.py and keep its figures in benchmarks/results/NAME.json."""
+def bench(name: str, show: bool, **options: Any) -> dict[str, Any]:
+    """Run benchmarks/NAME.py and keep its figures in benchmarks/results/NAME.json. What is given as `options` is told
+    to it, if it takes that."""
     from ..hosts.files import whole_file
 
     known = [each.name for each in pkgutil.iter_modules([str(BENCHMARKS)]) if not each.name.startswith("_")]
     module = importlib.import_module(f"...benchmarks.{name}", __name__) if name in known else None
     if module is None or not hasattr(module, "run"):
         raise WorkflowError(f"there is no benchmark “{name}”.{did_you_mean(name, known)}")
+    taken = inspect.signature(module.run).parameters
+    for option in options:
+        if option not in taken:
+            raise WorkflowError(f"--{option}: the benchmark “{name}” takes no such thing")
     with bars.reporting(name) as progress:
-        figures = module.run(progress)
+        figures = module.run(progress, **options)
     with whole_file(RESULTS / f"{name}.json") as stream:
         stream.write(json.dumps(figures, indent=2).encode() + b"\n")
     if show:
