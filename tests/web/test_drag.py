@@ -278,3 +278,34 @@ def test_what_goes_takes_its_listeners_along(studio: Studio, renderer: str) -> N
     editor.page.wait_for_timeout(300)
     assert editor.page.locator(".velatura-panel").count() == 0
     editor.page.mouse.click(600, 400, button="middle")
+
+
+def test_a_drag_is_watched_and_what_it_did_stays(studio: Studio, renderer: str) -> None:
+    picture = Image.radial_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
+    studio.begin(renderer, round=picture)
+    drag = {"points": [ARROW], "mask": [{"paint": True, "size": 40, "path": [ARROW["from"]]}], "size": [WIDTH, HEIGHT]}
+    values = ["quality", 4, 0.7, 3, 0.02, True, True, 2, 0.46, len(renderer), "fixed", False]
+    nodes = [
+        (1, "VelaturaDemoModel", (20, 90), (200, 110), ["sprites"]),
+        (2, "CLIPTextEncode", (20, 260), (200, 110), ["a red ball"]),
+        (3, "LoadImage", (20, 430), (200, 240), ["round.png", "image"]),
+        (4, "VelaturaDragEditor", (250, 90), (300, 480), [json.dumps(drag)]),
+        (5, "VelaturaDrag", (580, 60), (360, 800), values),
+        (6, "PreviewImage", (970, 90), (200, 240), []),
+    ]
+    wires = [(1, 1, 2, "clip"), (3, 0, 4, "image"), (1, 0, 5, "model"), (2, 0, 5, "positive"), (1, 2, 5, "vae"),
+             (4, 0, 5, "points"), (4, 1, 5, "mask"), (4, 2, 5, "image"), (5, 0, 6, "images")]  # fmt: skip
+    studio.put(nodes, wires)
+    told = studio.run()
+    steps = [each["data"] for each in told if isinstance(each, dict) and each["type"] == "velatura.drag"]
+    assert steps and {each["node"] for each in steps} == {"5"}
+    assert near([[*steps[0]["targets"][0], 0, 0]], [*ARROW["to"], 0, 0]), "the editor's points arrived"
+    live = studio.page.get_by_role("group", name="Drag, as it goes on")
+    live.get_by_text("px to go", exact=False).wait_for(timeout=30_000)
+    studio.page.get_by_role("slider", name="Step to read out").wait_for(timeout=30_000)
+    studio.page.wait_for_timeout(500)
+    shown = live.locator("canvas").evaluate(
+        "(canvas) => canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data[3]"
+    )
+    assert shown == 255, "there is no picture in the middle of it"
+    studio.shot(f"drag, done, {renderer}")
