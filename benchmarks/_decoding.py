@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,14 @@ def _contend(who: str, size: int, path: Path | None) -> dict[str, float]:
 class Published(nn.Module):
     """The released program's network, from diffusers' blocks as it is. Its parameters are named like ours."""
 
-    def __init__(self) -> None:
+    def __init__(self, widths: Sequence[int] = DECODER_WIDTHS) -> None:
         super().__init__()
         from diffusers.models.unets import unet_2d_blocks as blocks
 
         common: dict[str, Any] = {
             "temb_channels": None, "resnet_eps": 1e-5, "resnet_act_fn": "silu", "resnet_groups": 4,
         }  # fmt: skip
-        widths, last = DECODER_WIDTHS, len(DECODER_WIDTHS) - 1
+        last = len(widths) - 1
         self.conv_in, self.latent_conv_in = nn.Conv2d(3, widths[0], 3, 1, 1), nn.Conv2d(4, widths[2], 1)
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
@@ -120,11 +121,11 @@ def published_decode(network: nn.Module, image: Tensor, latent: Tensor) -> Tenso
     return torch.stack(passes).median(0).values
 
 
-def _network() -> TransparencyDecoder:
+def _network(widths: Sequence[int] = DECODER_WIDTHS) -> TransparencyDecoder:
     """Seeded random weights whose output fills 0 .. 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = TransparencyDecoder().eval().requires_grad_(False)
+        network = TransparencyDecoder(widths).eval().requires_grad_(False)
     nn.init.constant_(network.conv_out.bias, 0.5)  # type: ignore[arg-type]
     return network
 

@@ -35,7 +35,7 @@ SHEET = Path(__file__).parent / "results" / "layers.jpg"
 
 @dataclass(frozen=True)
 class Bench:
-    """The models, and how many objects each figure is taken over."""
+    """The models, over how many objects each figure is taken, and how they are sampled and decoded."""
 
     model: Any
     text: Any
@@ -45,6 +45,7 @@ class Bench:
     count: int
     steps: int
     progress: Progress
+    passes: Any = 8
 
 
 def run(
@@ -102,7 +103,7 @@ def round_trip(bench: Bench) -> dict[str, float]:
     for part in torch.arange(bench.count).split(16):
         scenes = sprites.draw(measure.HELD_OUT, part)
         colour, alpha = scenes.foreground[:, :3], scenes.foreground[:, 3:]
-        latent, image, found = _encoded(bench, colour, alpha, 8)
+        latent, image, found = _encoded(bench, colour, alpha, bench.passes)
         quick = decode(bench.alpha.decoder, image, latent, passes="auto")
         convention = bench.alpha.convention
         picture = shown_to_autoencoder(
@@ -146,7 +147,7 @@ def matting(bench: Bench) -> dict[str, Any]:
         scenes = sprites.draw(measure.HELD_OUT, few, kind=kind)
         plain = sprites.draw(measure.HELD_OUT, few, kind=kind, place=STUDIO)
         colour, alpha = scenes.lit_foreground[:, :3], scenes.lit_foreground[:, 3:]
-        found = _encoded(bench, colour, alpha, 8)[2]
+        found = _encoded(bench, colour, alpha, bench.passes)[2]
         own.append(float((found.alpha - alpha).abs().mean()))
         for name, each in (("scene", scenes), ("studio", plain)):
             for method, error in _matting.errors(each.blend, each.lit_foreground[:, 3:]).items():
@@ -189,7 +190,7 @@ def _sampled(bench: Bench, prompts: list[list[str]], loras: Sequence[LowRankDelt
 
 @torch.no_grad()
 def _decoded(bench: Bench, latent: Tensor) -> tuple[Tensor, Tensor]:
-    found = [layers.shown(bench.codec, bench.alpha, part, 8) for part in latent.split(16)]
+    found = [layers.shown(bench.codec, bench.alpha, part, bench.passes) for part in latent.split(16)]
     colour, alpha = (torch.cat(column) for column in zip(*found, strict=True))
     return colour, alpha
 

@@ -195,7 +195,9 @@ def shown(codec: Any, alpha: Alpha, latent: Tensor, passes: Any = 1) -> tuple[Te
 
 
 @torch.no_grad()
-def sample_sheet(model: Any, text: Any, codec: Any, alpha: Alpha, loras: LayerLoras, count: int = 8) -> Tensor:
+def sample_sheet(
+    model: Any, text: Any, codec: Any, alpha: Alpha, loras: LayerLoras, count: int = 8, steps: int = 20
+) -> Tensor:
     """Held-out prompts in columns: objects over a checkerboard; with a background, it and the blend below. [3, H, W]"""
     drawn = sprites.draw(measure.HELD_OUT, range(count), 8)
     prompts = list(drawn.foreground_captions)
@@ -205,7 +207,7 @@ def sample_sheet(model: Any, text: Any, codec: Any, alpha: Alpha, loras: LayerLo
     noise = torch.stack([measure.numbered_noise((model.latent_channels, 16, 16), n) for n in range(len(prompts))])
     null = text.encode([""])
     null = null.with_embedding(null.embedding.expand(len(noise), -1, -1))
-    timesteps = ddim_timesteps(len(model.schedule), 20)
+    timesteps = ddim_timesteps(len(model.schedule), steps)
     with loras.applied(model):
         latent = ddim_sample(model, noise, text.encode(prompts), null, w=GUIDANCE, timesteps=timesteps)
     colour, opacity = shown(codec, alpha, latent[:: loras.count])
