@@ -113,8 +113,6 @@ def read_layer_patch(weights: Mapping[str, Tensor]) -> LayerPatch:
     """
     if any(_SEPARATOR in key for key in weights):
         return _released(weights)
-    if any(key.startswith(("hookers.", "kwargs_encoder.")) for key in weights):
-        raise ValueError("patch: this is a released SD 1.5 file, whose temporal attention this version cannot run")
     if holds_lora(weights):
         deltas = read_lora(weights)
         low = deltas.of("unet")

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from ..core.consistency import Steps
+from ..core.frame_patch import FramePatch
 from ..core.layer_patch import LayerPatch
 from ..core.lora import LowRankDeltas
 from ..core.protocols import Condition, LatentCodec, LatentModel, Progress, TextEncoder
@@ -78,6 +79,13 @@ class Host(Protocol):
         """A new MODEL with a patch of transparent pictures or layers, in every sampler, from the share `start` to the
         share `end` (0 .. 1) of the denoising. `given` [B, k C, h, w] are the unscaled latents, side by side, that the
         patch is told beside the noise. ValueError if the patch or `given` does not fit."""
+        ...
+
+    def with_frame_patch(
+        self, model: Any, patch: FramePatch, strength: float, start: float, end: float, image: Tensor | None = None
+    ) -> Any:
+        """The same for the SD 1.5 form; the MODEL then draws batches in rows (sample, layer). `image` [S, 3, H, W] in
+        -1 .. 1 is the given layer's picture, for patches that are told of one: eight times the latent's size."""
         ...
 
     def network(self, module: nn.Module) -> Network:

@@ -5,7 +5,7 @@ from .drag_editor import VelaturaDragEditor
 from .interpolate import VelaturaLatentPath, VelaturaSlerpConditioning, VelaturaSlerpLatents
 from .inversion import VelaturaInvert, VelaturaInvertPair
 from .joint_layers import VelaturaConditionOnLayer, VelaturaJointLayers
-from .layer_patch import VelaturaApplyTransparency, VelaturaLoadLayerPatch
+from .layer_patch import VelaturaApplyTransparency, VelaturaLayerPrompts, VelaturaLoadLayerPatch
 from .layer_stack import VelaturaLayerStack
 from .layers import VelaturaCompositeLayers, VelaturaSaveLayers
 from .lcm import VelaturaLcmModel, VelaturaLcmSample, VelaturaLcmSampler, VelaturaLcmSchedule
@@ -56,6 +56,7 @@ NODES = [
     VelaturaDecodeTransparent,
     VelaturaLoadLayerPatch,
     VelaturaApplyTransparency,
+    VelaturaLayerPrompts,
     VelaturaJointLayers,
     VelaturaConditionOnLayer,
     VelaturaLayerStack,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.frame_patch import FramePatch, frame_patch_from, is_frame_patch
+from ..core.joint_layers import stacked
 from ..core.layer_patch import LayerPatch, read_layer_patch
 from ..hosts import host
 from ..hosts.weights import read_weights
 from . import load
 from ._api import io, schema
+from ._joint import single
 
 LayerPatchType = io.Custom("VELATURA_LAYER_PATCH")
 DEMO = "sprites-transparent (demo)"
@@ -25,7 +29,7 @@ KINDS = ("layer_model", "loras")
 class Loaded:
     """A patch, and the file it came from."""
 
-    patch: LayerPatch
+    patch: LayerPatch | FramePatch
     name: str
 
 
@@ -66,9 +70,13 @@ class VelaturaLoadLayerPatch(io.ComfyNode):
             raise FileNotFoundError(f"file: {path} is not there; install the pack again, or choose another file")
         try:
             with torch.inference_mode(False):
-                return io.NodeOutput(Loaded(read_layer_patch(read_weights(path)), path.name))
+                return io.NodeOutput(Loaded(_read(read_weights(path)), path.name))
         except ValueError as error:
             raise ValueError(f"file: {path}: {error}") from error
+
+
+def _read(tensors: Mapping[str, Tensor]) -> LayerPatch | FramePatch:
+    return frame_patch_from(tensors) if is_frame_patch(tensors) else read_layer_patch(tensors)
 
 
 def _path(file: str) -> Path:
@@ -126,6 +134,11 @@ class VelaturaApplyTransparency(io.ComfyNode):
                     optional=True,
                     tooltip="For patches that are told of a layer and the blend (fgble2bg, bgble2fg): the blend's.",
                 ),
+                io.Image.Input(
+                    "given_image",
+                    optional=True,
+                    tooltip="For the SD 1.5 patches that are told of a layer (fg2bg, bg2fg): its picture.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The patched model, for any sampler.")],
         )
@@ -134,6 +147,7 @@ class VelaturaApplyTransparency(io.ComfyNode):
     def execute(
         cls, model: Any, patch: Loaded, strength: float, start_percent: float, end_percent: float,
         given: dict[str, Any] | None = None, given_blend: dict[str, Any] | None = None,
+        given_image: Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         if start_percent > end_percent:
             raise ValueError(
@@ -141,15 +155,63 @@ class VelaturaApplyTransparency(io.ComfyNode):
             )
         try:
             with torch.inference_mode(False):
-                told = _side_by_side(given, given_blend)
-                made = host().with_layer_patch(model, patch.patch, strength, start_percent, end_percent, told)
+                how = strength, start_percent, end_percent
+                if isinstance(patch.patch, FramePatch):
+                    made = host().with_frame_patch(model, patch.patch, *how, _picture(patch.patch, given, given_image))
+                else:
+                    told = _side_by_side(given, given_blend, given_image)
+                    made = host().with_layer_patch(model, patch.patch, *how, told)
         except ValueError as error:
             raise ValueError(f"{patch.name}: {error}") from error
         return io.NodeOutput(made)
 
 
-def _side_by_side(given: dict[str, Any] | None, blend: dict[str, Any] | None) -> Tensor | None:
+class VelaturaLayerPrompts(io.ComfyNode):
+    """A prompt for each layer of a batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VelaturaLayerPrompts",
+            display_name="Layer Prompts (Velatura)",
+            category="Velatura/layers",
+            description="Prompts for the layers of a batch: its first picture follows the first prompt, the second one "
+            "the second, and so on again. For KSampler with patches that draw several layers at once.",
+            search_aliases=["layerdiffuse joint prompts", "batch prompts", "conditioning batch", "per layer prompt"],
+            inputs=[
+                io.Conditioning.Input("layer_1", tooltip="The first layer's prompt."),
+                io.Conditioning.Input("layer_2", tooltip="The second layer's prompt."),
+                io.Conditioning.Input(
+                    "layer_3", optional=True, tooltip="The third layer's prompt, if there are three."
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="For the sampler's positive input.")],
+        )
+
+    @classmethod
+    def execute(cls, layer_1: Any, layer_2: Any, layer_3: Any = None) -> io.NodeOutput:
+        wired = [each for each in (layer_1, layer_2, layer_3) if each is not None]
+        prompts = [single(f"layer_{number + 1}", each) for number, each in enumerate(wired)]
+        return io.NodeOutput(host().conditioning(stacked(prompts)))
+
+
+def _picture(patch: FramePatch, given: Any, image: Tensor | None) -> Tensor | None:
+    """The given layer's picture in -1 .. 1."""
+    if given is not None:
+        raise ValueError("given: the SD 1.5 patches are told of a picture; connect it to given_image")
+    if patch.told != (image is not None):
+        raise ValueError(
+            "given_image: this patch is told of a given layer; connect its picture"
+            if patch.told
+            else "given_image: this patch is told of no given layer; disconnect it"
+        )
+    return None if image is None else image[..., :3].float().movedim(-1, 1).clone() * 2 - 1
+
+
+def _side_by_side(given: dict[str, Any] | None, blend: dict[str, Any] | None, image: Tensor | None) -> Tensor | None:
     """The given latents joined in the order that the patches take."""
+    if image is not None:
+        raise ValueError("given_image: this patch is told of latents; connect VAE Encode to given")
     if given is None:
         if blend is not None:
             raise ValueError("given: expected the layer's latent beside given_blend; connect it")

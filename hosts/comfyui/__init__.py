@@ -15,6 +15,7 @@ import folder_paths
 from torch import Tensor, nn
 
 from ...core.consistency import Steps
+from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
@@ -67,6 +68,11 @@ class ComfyHost:
         self, model: Any, patch: LayerPatch, strength: float, start: float, end: float, given: Tensor | None = None
     ) -> Any:
         return layer_patch.with_layer_patch(model, patch, strength, start, end, given)
+
+    def with_frame_patch(
+        self, model: Any, patch: FramePatch, strength: float, start: float, end: float, image: Tensor | None = None
+    ) -> Any:
+        return layer_patch.with_frame_patch(model, patch, strength, start, end, image)
 
     def network(self, module: nn.Module) -> ComfyNetwork:
         return ComfyNetwork(module)

@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
+from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch, applied, check_given, check_size
 from ...core.lora import LowRank
 from . import unet
@@ -101,29 +102,65 @@ class _Hooks:
         self.levels, self.channels, self.takes = levels, channels, stored.patch().inputs(channels) > 0
 
     def __call__(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        options = args[4] if len(args) > 4 else kwargs["transformer_options"]
-        # A given layer's row is at the last level; what counts is the one that is drawn.
-        level = float(options["sigmas"].max())
         given = None
         if self.takes:
             x, given = x[:, : self.channels], x[:, self.channels :]
-        start, end = self.levels
-        if not end <= level <= start:
+        if not _within(self.levels, args, kwargs):
             return run(x, *args, **kwargs)
-        patch = self.stored.patch()
-        modules = {name: run.class_obj.get_submodule(path) for name, path in self.names.items()}
-        with applied(modules, patch, self.strength, given):
+        with applied(_modules(run, self.names), self.stored.patch(), self.strength, given):
             return run(x, *args, **kwargs)
 
 
-def _add_hooks(clone: Any, patch: LayerPatch, names: Mapping[str, str], strength: float, span: tuple) -> None:
-    stored = _Stored(patch)
+class _Frames:
+    """The same for the SD 1.5 form."""
+
+    def __init__(
+        self, patch: FramePatch, names: Mapping[str, str], strength: float, levels: tuple[float, float], image: Any
+    ) -> None:
+        self.patch, self.names, self.strength, self.levels, self.image = patch, names, strength, levels, image
+
+    def __call__(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not _within(self.levels, args, kwargs):
+            return run(x, *args, **kwargs)
+        signals = self.patch.signals(self.image, x)
+        with self.patch.applied(_modules(run, self.names), self.strength, signals):
+            return run(x, *args, **kwargs)
+
+
+def _within(levels: tuple[float, float], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    options = args[4] if len(args) > 4 else kwargs["transformer_options"]
+    # A given layer's row is at the last level; what counts is the one that is drawn.
+    level, (start, end) = float(options["sigmas"].max()), levels
+    return end <= level <= start
+
+
+def _modules(run: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    return {name: run.class_obj.get_submodule(path) for name, path in names.items()}
+
+
+def with_frame_patch(
+    model: Any, patch: FramePatch, strength: float, start: float, end: float, image: Tensor | None
+) -> Any:
+    """A clone of MODEL with an SD 1.5 patch. ValueError if it is for another network."""
+    names, network = unet.names_of(model.model), unet.unet_of(model.model)
+    patch.fits({name: network.get_submodule(path) for name, path in names.items()})
+    clone = model.clone()
+    _attach(clone, patch, lambda levels: _Frames(patch, names, strength, levels, image), (start, end))
+    return clone
+
+
+def _add_hooks(
+    clone: Any, patch: LayerPatch, names: Mapping[str, str], strength: float, span: tuple[float, float]
+) -> None:
+    stored, channels = _Stored(patch), clone.model.latent_format.latent_channels
+    _attach(clone, stored, lambda levels: _Hooks(stored, names, strength, levels, channels), span)
+
+
+def _attach(clone: Any, stored: nn.Module, wrapper: Any, span: tuple[float, float]) -> None:
+    """The wrapper that holds for a span of the denoising, on MODEL; its weights in the host's memory management."""
     key = f"{KEY}.{id(stored)}"
     store = comfy.model_patcher.ModelPatcher(stored, clone.load_device, clone.offload_device)
-    clone.set_additional_models(key, [*clone.get_additional_models_with_key(key), store])
+    clone.set_additional_models(key, [store])
     sampling = clone.get_model_object("model_sampling")
     levels = tuple(float(sampling.percent_to_sigma(each)) for each in span)
-    channels = clone.model.latent_format.latent_channels
-    clone.add_wrapper_with_key(
-        WrappersMP.DIFFUSION_MODEL, key, _Hooks(stored, names, strength, (levels[0], levels[1]), channels)
-    )
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, wrapper(levels))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...core.consistency import Steps
+from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
@@ -82,6 +83,17 @@ class DiffusersHost:
         given: Tensor | None = None,
     ) -> DiffusersModel:  # fmt: skip
         return model.with_layer_patch(patch, strength, start, end, given)
+
+    def with_frame_patch(
+        self,
+        model: DiffusersModel,
+        patch: FramePatch,
+        strength: float,
+        start: float,
+        end: float,
+        image: Tensor | None = None,
+    ) -> DiffusersModel:
+        return model.with_frame_patch(patch, strength, start, end, image)
 
     def network(self, module: nn.Module) -> StillNetwork:
         return StillNetwork(module)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch, applied, check_given, check_size
 from ...core.schedule import NoiseSchedule
 from .merge import grown
@@ -39,6 +40,40 @@ class Stage:
             given = given[torch.arange(len(x)) % len(given)].to(x)
         with applied(modules_of(network), self.patch, self.strength, given):
             yield
+
+
+@dataclass(frozen=True)
+class FrameStage:
+    """The same for the SD 1.5 form; `image` [S, 3, H, W] in -1 .. 1 is the given layer's picture."""
+
+    patch: FramePatch
+    strength: float
+    levels: tuple[float, float]
+    image: Tensor | None
+
+    @contextmanager
+    def at(self, network: nn.Module, level: float, x: Tensor) -> Iterator[None]:
+        """As Stage's."""
+        start, end = self.levels
+        if not end <= level <= start:
+            yield
+            return
+        with self.patch.applied(modules_of(network), self.strength, self.patch.signals(self.image, x)):
+            yield
+
+
+def framed(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    patch: FramePatch,
+    strength: float,
+    span: tuple[float, float],
+    image: Tensor | None,
+) -> FrameStage:
+    """The stage of an SD 1.5 patch. ValueError if it is for another network."""
+    patch.fits(modules_of(network))
+    levels = NoiseLevels.of(schedule)
+    return FrameStage(patch, strength, (levels.at_percent(span[0]), levels.at_percent(span[1])), image)
 
 
 def modules_of(network: nn.Module) -> dict[str, Any]:
@@ -71,7 +106,9 @@ def staged(
     return grown(network, rest, strength), Stage(hooked, strength, limits, given) if len(hooked) else None
 
 
-def running(stages: tuple[Stage, ...], network: nn.Module, schedule: NoiseSchedule, x: Tensor, t: Tensor) -> ExitStack:
+def running(
+    stages: tuple[Stage | FrameStage, ...], network: nn.Module, schedule: NoiseSchedule, x: Tensor, t: Tensor
+) -> ExitStack:
     """All stages at once. A given layer's row is at timestep 0; what counts is the one that is drawn."""
     stack = ExitStack()
     level = float(schedule.sigma(t.max())) if stages else 0.0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.frame_patch import FramePatch
 from ...core.guidance import check_projection, guidance_scale_embedding
 from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas, diffusers_name
@@ -17,7 +18,7 @@ from ...core.protocols import AttentionRule, Condition, Site
 from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule, Prediction
 from ..preview import Colours
-from .layer_patch import Stage, running, staged
+from .layer_patch import FrameStage, Stage, framed, running, staged
 from .merge import merged, twin_of
 
 
@@ -44,7 +45,7 @@ class DiffusersModel:
         # The guidance embedding where the caller gives none, as no sampler does.
         self.omega = omega
         self._low_memory = False
-        self._stages: tuple[Stage, ...] = ()
+        self._stages: tuple[Stage | FrameStage, ...] = ()
 
     def scale(self, raw: Tensor) -> Tensor:
         """A LATENT wire's samples -> scaled latents."""
@@ -213,7 +214,7 @@ class DiffusersModel:
         self, patch: LayerPatch, strength: float, start: float, end: float, given: Tensor | None
     ) -> DiffusersModel:
         """A new model with the patch; `given` is unscaled. ValueError if it does not fit."""
-        if given is not None and any(stage.given is not None for stage in self._stages):
+        if given is not None and any(isinstance(each, Stage) and each.given is not None for each in self._stages):
             raise ValueError("model: another patch with a given latent is on it already; one is possible")
         channels = self.latent_channels
         if given is not None:
@@ -221,6 +222,15 @@ class DiffusersModel:
         unet, stage = staged(self.unet, self.schedule, channels, patch, strength, (start, end), given)
         other = self.with_unet(unet)
         other._stages = (*self._stages, stage) if stage else self._stages
+        return other
+
+    def with_frame_patch(
+        self, patch: FramePatch, strength: float, start: float, end: float, image: Tensor | None
+    ) -> DiffusersModel:
+        """A new model with an SD 1.5 patch. ValueError if it does not fit."""
+        other = copy.copy(self)
+        stage = framed(self.unet, self.schedule, patch, strength, (start, end), image)
+        other._stages = (*self._stages, stage)
         return other
 
     def with_unet(self, unet: nn.Module) -> DiffusersModel:

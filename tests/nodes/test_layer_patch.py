@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from velatura.core.frame_patch import FramePatch
 from velatura.core.layer_patch import read_layer_patch
 from velatura.hosts import folders
 from velatura.hosts import load as load_host
-from velatura.nodes.layer_patch import VelaturaApplyTransparency, VelaturaLoadLayerPatch
+from velatura.nodes.layer_patch import VelaturaApplyTransparency, VelaturaLayerPrompts, VelaturaLoadLayerPatch
 from velatura.runtime.stock.sampling import KSampler
 
 HOST = load_host("diffusers")
@@ -86,6 +87,36 @@ def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
     return float((a - b).abs().max()) > 1e-3
 
 
+def test_a_released_sd15_file_is_told_by_its_keys(wires: dict[str, Any], models: Path) -> None:
+    path = models / "layer_model" / "sd15.safetensors"
+    pairs = [(16, 16), (16, 24)] * 16
+    for told in (False, True):
+        network = FramePatch(pairs, 2, 4, told)
+        save_file(network.state_dict(), path)
+        patch = loaded("layer_model/sd15")
+        assert isinstance(patch.patch, FramePatch) and (patch.patch.frames, patch.patch.told) == (2, told)
+        message = "told of a given layer" if told else "another model family"
+        with pytest.raises(ValueError, match=f"sd15.safetensors: .*{message}"):
+            applied(wires, "layer_model/sd15")
+    with pytest.raises(ValueError, match=r"given: the SD 1\.5 patches"):
+        applied(wires, "layer_model/sd15", given=latent(1.0))
+    with pytest.raises(ValueError, match="given_image: this patch is told of latents"):
+        applied(wires, "layer_model/told", given_image=torch.zeros(1, 64, 64, 3))
+    save_file({"hookers.layers.0.to_q_lora.0.down.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(ValueError, match=r"sd15.safetensors: patch: .*is missing"):
+        loaded("layer_model/sd15")
+
+
+def test_a_batch_has_a_prompt_for_each_layer(wires: dict[str, Any]) -> None:
+    joined = VelaturaLayerPrompts.execute(wires["ball"], wires["empty"], None).args[0]
+    both = sampled({**wires, "ball": joined}, wires["model"], 4)
+    for prompt, rows in ((wires["ball"], slice(0, 4, 2)), (wires["empty"], slice(1, 4, 2))):
+        alone = sampled({**wires, "ball": prompt}, wires["model"], 4)
+        torch.testing.assert_close(both[rows], alone[rows], rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="layer_1: expected one prompt"):
+        VelaturaLayerPrompts.execute([*wires["ball"], *wires["empty"]], wires["empty"], None)
+
+
 def test_files_are_offered_and_every_key_is_used() -> None:
     options = VelaturaLoadLayerPatch.define_schema().inputs[0].options["options"]
     assert {"layer_model/attn.safetensors", "loras/plain.safetensors"} <= set(options)
@@ -143,7 +174,6 @@ def test_what_cannot_be_is_refused_by_name(wires: dict[str, Any]) -> None:
         (["diffusion_model.out.2.weight::loha::0"], "no known kind"),
         (["diffusion_model.out.2.weight::diff"], "no known layout"),
         (["model.out.2.weight::diff::0"], "no known layout"),
-        (["hookers.layers.0.to_q_lora.0.down.weight"], "SD 1.5"),
         ([], "no tensor at all"),
     ],
 )
