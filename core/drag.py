@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,13 @@ class Settings:
         for name in ("rate", "unit", "reach", "arrived"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected above 0, got {getattr(self, name)}")
+
+
+class Kept(NamedTuple):
+    """A latent on its way [1, C, h, w], and where its handles are [N, 2]: enough to go on from."""
+
+    x_t: Tensor
+    places: Tensor
 
 
 @dataclass(frozen=True)
@@ -143,13 +151,15 @@ def optimise(
     low_memory: bool = False,
     progress: Progress = no_progress,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    better: Callable[[Kept], None] | None = None,
 ) -> Dragged:
     """Optimise z_t = `x_t` [1, C, h, w] at timestep `t` so that what is at `handles` [N, 2] comes to `targets` [N, 2].
 
     `mask` [1, 1, h, w] (1 = may change) is held by `keep |(z_{t-1} - z^0_{t-1}) (1 - M)|_1` (Eq. 3, second term), for
     z^0 = `original`, the picture's own latent at t; `before` [N, 2] are the handles in it. They are x_t and `handles`
     unless x_t has been moved already. Everything optimised is float32, whatever the network's weights are. `watch` is
-    told each step's prediction of the picture's latent, and the handles. ValueError if there are no points.
+    told each step's prediction of the picture's latent, and the handles; `better` what would be kept if it were
+    cancelled now. ValueError if there are no points.
     """
     if len(handles) == 0:
         raise ValueError("points: expected at least one handle with its target")
@@ -177,6 +187,8 @@ def optimise(
                 track.append(handles)
                 if _miss(handles, targets) < best_miss:
                     best, best_miss, best_x = step, _miss(handles, targets), z.detach().clone()
+                    if better is not None:
+                        better(Kept(best_x, handles))
             if watch is not None:
                 watch(step, model.schedule.x0_from_epsilon(z, eps, t).detach(), handles)
             away = (targets - handles).norm(dim=-1) > settings.arrived

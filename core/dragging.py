@@ -67,13 +67,16 @@ def careful(
     progress: Progress = no_progress,
     preview: Preview | None = None,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    better: Callable[[drag.Kept], None] | None = None,
+    begin: drag.Kept | None = None,
 ) -> Edited:
     """Drag by optimising z_t at `strength` of the way to noise, of `steps` DDIM steps.
 
     `moved_start` starts from the cut-out moved; without it from the picture as it is, as published. `snap` keeps of the
     mask what differs from its surroundings. `pivots` [n + 1, 1, C, h, w] with their `timesteps` [n] are the picture's
-    inversion, where there is one already. `watch(step, picture, handles)` is told how the optimisation goes on, with a
-    preview of its latent. ValueError names an input that cannot work.
+    inversion, where there is one already. `watch(step, latent, handles)` is told how the optimisation goes on, with
+    its prediction of the picture's latent; `better` what a cancelled one would keep, for `begin` to go on from.
+    ValueError names an input that cannot work.
     """
     _check(task)
     image, mask = padded(task.image, codec.factor), padded(task.mask, codec.factor)
@@ -105,21 +108,24 @@ def careful(
             )
         path = torch.cat(paths, 1)
     change = _change(task, mask, moved, path[0, :1], size)
+    if begin is None:
+        begin = drag.Kept(path[-1, -1:], task.handles if moved is None else task.targets)
     found = drag.optimise(
         model,
-        path[-1, -1:],
+        begin.x_t,
         timesteps[0],
         condition,
-        task.handles if moved is None else task.targets,
+        begin.places,
         task.targets,
         change,
         size,
         settings,
         original=path[-1, :1],
-        before=None if moved is None else task.handles,
+        before=task.handles,
         low_memory=low_memory,
         progress=counted(len(timesteps)),
         watch=watch,
+        better=better,
     )
     with torch.no_grad():
         latent = sample_beside(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io as streams
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from ..core import dragging
 from ..core.consistency import lcm_timesteps
-from ..core.drag import Settings
+from ..core.drag import Kept, Settings
 from ..core.inversion import Inversion, check_same_model
 from ..core.points import Points
 from ..core.protocols import LatentCodec, LatentModel
@@ -29,6 +31,10 @@ from .inversion import InversionType, preview_of
 QUALITY, FAST = "quality", "fast"
 PAUSE = 0.25  # seconds between two live pictures
 PREVIEW_SIDE = 384
+
+
+_UNFINISHED: dict[str, Kept] = {}
+"""The best of a drag that was cancelled, by what it was made of: the same one goes on from there."""
 
 
 class VelaturaDrag(io.ComfyNode):
@@ -104,6 +110,7 @@ class VelaturaDrag(io.ComfyNode):
                     progress=live.bar, preview=live.decoded,
                 )  # fmt: skip
             else:
+                key = _key(model, task, condition.embedding, steps, strength, cut_out, snap)
                 done = dragging.careful(
                     engine,
                     codec,
@@ -120,7 +127,10 @@ class VelaturaDrag(io.ComfyNode):
                     progress=live.bar,
                     preview=live.decoded,
                     watch=live.watch,
+                    better=partial(_UNFINISHED.__setitem__, key),
+                    begin=_UNFINISHED.get(key),
                 )
+                _UNFINISHED.clear()
             made.append(done)
         ways = [each.track for each in made]
         misses = [(way - points.targets).norm(dim=-1).T.tolist() for way in ways]
@@ -162,6 +172,17 @@ def _tasks(
     allowed = (allowed > 0.5).float()[:, None].expand(len(pixels), -1, -1, -1)
     ends = points.handles.double(), points.targets.double()
     return [dragging.Task(*pair, *ends) for pair in zip(pixels.split(1), allowed.split(1), strict=True)]
+
+
+def _key(model: Any, task: dragging.Task, embedding: Tensor, *settings: Any) -> str:
+    """What an unfinished drag depends on. Another drag forgets it."""
+    digest = hashlib.sha256(repr((id(model), settings)).encode())
+    for tensor in (task.image, task.mask, task.handles, task.targets, embedding):
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    key = digest.hexdigest()
+    for other in [other for other in _UNFINISHED if other != key]:
+        del _UNFINISHED[other]
+    return key
 
 
 def _pivots(inversion: Inversion | None, number: int) -> Tensor | None:

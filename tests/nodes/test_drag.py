@@ -131,3 +131,27 @@ def test_an_identity_lora_learns_its_picture(wires):
             for model in (engine, HOST.model(known), HOST.model(wires["model"]))
         )
     assert after < before == still
+
+
+def test_a_cancelled_drag_keeps_its_best_and_goes_on(wires):
+    """What was optimised is not lost: the same drag begins where the handles were nearest; another one does not."""
+    settings = {"iterations": 6, "cut_out": False, "rate": 0.05, "steps": 4}
+    steps = 0
+
+    def cancel(total: int) -> Any:
+        def bar(step: int, whole: int, preview: Any = None) -> None:
+            nonlocal steps
+            steps = step
+            if step >= 3 + 5:
+                raise running.Interrupted
+
+        return bar
+
+    with running.reporting(cancel), pytest.raises(running.Interrupted):
+        run(wires, **settings)
+    again = json.loads(run(wires, **settings | {"iterations": 0}).args[3])
+    case = cases.cases(1)[0]
+    begun = torch.tensor(again[0][0])
+    assert float((begun - case.targets).norm()) < float((case.handles - case.targets).norm())
+    fresh = torch.tensor(json.loads(run(wires, **settings | {"iterations": 0}).args[3])[0][0])
+    assert torch.allclose(fresh, case.handles.float(), atol=0.01), "once it is done it is forgotten"
