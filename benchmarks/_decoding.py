@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core.transparency import DECODER_WIDTHS, TransparencyDecoder
 from ..core.transparency_decode import decode
+from ._diffusers import PublishedDecoder
 
 SIZE, QUICK_SIZE, LARGE, TILE = 512, 192, 2048, 512
 
@@ -58,58 +59,6 @@ def _contend(who: str, size: int, path: Path | None) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-class Published(nn.Module):
-    """The released program's network, from diffusers' blocks as it is. Its parameters are named like ours."""
-
-    def __init__(self, widths: Sequence[int] = DECODER_WIDTHS) -> None:
-        super().__init__()
-        from diffusers.models.unets import unet_2d_blocks as blocks
-
-        common: dict[str, Any] = {
-            "temb_channels": None, "resnet_eps": 1e-5, "resnet_act_fn": "silu", "resnet_groups": 4,
-        }  # fmt: skip
-        last = len(widths) - 1
-        self.conv_in, self.latent_conv_in = nn.Conv2d(3, widths[0], 3, 1, 1), nn.Conv2d(4, widths[2], 1)
-        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
-        for level, width in enumerate(widths):
-            given = {**common, "in_channels": widths[max(0, level - 1)], "out_channels": width, "num_layers": 2}
-            if level < 4:
-                block: nn.Module = blocks.DownBlock2D(**given, add_downsample=True)
-            else:
-                sampler: Any = "conv" if level < last else None
-                block = blocks.AttnDownBlock2D(**given, attention_head_dim=8, downsample_type=sampler)
-            self.down_blocks.append(block)
-        self.mid_block = blocks.UNetMidBlock2D(in_channels=widths[-1], attention_head_dim=8, **common)
-        for level in range(last, -1, -1):
-            above = widths[min(last, level + 1)]
-            given = {
-                **common, "in_channels": widths[max(0, level - 1)], "prev_output_channel": above,
-                "out_channels": widths[level], "num_layers": 3,
-            }  # fmt: skip
-            if level < 4:
-                block = blocks.UpBlock2D(**given, add_upsample=level > 0)
-            else:
-                block = blocks.AttnUpBlock2D(**given, attention_head_dim=8, upsample_type="conv")
-            self.up_blocks.append(block)
-        self.conv_norm_out, self.conv_out = nn.GroupNorm(4, widths[0], 1e-5), nn.Conv2d(widths[0], 4, 3, 1, 1)
-
-    def forward(self, image: Tensor, latent: Tensor) -> Tensor:
-        h = self.conv_in(image)
-        skips: tuple[Tensor, ...] = (h,)
-        downs: Any = self.down_blocks
-        for level, block in enumerate(downs):
-            if level == 3:
-                h = h + self.latent_conv_in(latent)
-            h, more = block(hidden_states=h, temb=None)
-            skips += more
-        h = self.mid_block(h, None)
-        ups: Any = self.up_blocks
-        for block in ups:
-            count = len(block.resnets)
-            h, skips = block(h, skips[-count:], None), skips[:-count]
-        return self.conv_out(nn.functional.silu(self.conv_norm_out(h)))
-
-
 def published_decode(network: nn.Module, image: Tensor, latent: Tensor) -> Tensor:
     """Identity and mirror image, each by four quarter turns, clipped, turned back, and the lower median of the 8."""
     passes = []
@@ -143,7 +92,7 @@ def _resident(what: str) -> float:
 def _measured(who: str, size: int) -> tuple[Tensor, dict[str, float]]:
     network: Any = _network()
     if who == "published":
-        state, network = network.state_dict(), Published().eval().requires_grad_(False)
+        state, network = network.state_dict(), PublishedDecoder().eval().requires_grad_(False)
         network.load_state_dict(state)
         del state
     generator = torch.Generator().manual_seed(1)

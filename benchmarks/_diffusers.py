@@ -1,17 +1,18 @@
-"""diffusers' own few-step samplers, beside which ours are measured."""
+"""diffusers' own parts, beside which ours are measured: few-step samplers, and the blocks of the published decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.consistency import consistency_sample, lcm_timesteps
 from ..core.guidance import guide
 from ..core.protocols import Condition, LatentModel
 from ..core.schedule import NoiseSchedule
+from ..core.transparency import DECODER_WIDTHS
 from ..demo import measure
 
 _SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -101,3 +102,55 @@ def pipeline(unet: Any, embedding: Tensor, noise: Tensor, steps: int, guidance: 
         )
 
     return run
+
+
+class PublishedDecoder(nn.Module):
+    """LayerDiffuse's decoder as its program has it, from diffusers' blocks as it is. Its parameters are named like ours."""
+
+    def __init__(self, widths: Sequence[int] = DECODER_WIDTHS) -> None:
+        super().__init__()
+        from diffusers.models.unets import unet_2d_blocks as blocks
+
+        common: dict[str, Any] = {
+            "temb_channels": None, "resnet_eps": 1e-5, "resnet_act_fn": "silu", "resnet_groups": 4,
+        }  # fmt: skip
+        last = len(widths) - 1
+        self.conv_in, self.latent_conv_in = nn.Conv2d(3, widths[0], 3, 1, 1), nn.Conv2d(4, widths[2], 1)
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
+            given = {**common, "in_channels": widths[max(0, level - 1)], "out_channels": width, "num_layers": 2}
+            if level < 4:
+                block: nn.Module = blocks.DownBlock2D(**given, add_downsample=True)
+            else:
+                sampler: Any = "conv" if level < last else None
+                block = blocks.AttnDownBlock2D(**given, attention_head_dim=8, downsample_type=sampler)
+            self.down_blocks.append(block)
+        self.mid_block = blocks.UNetMidBlock2D(in_channels=widths[-1], attention_head_dim=8, **common)
+        for level in range(last, -1, -1):
+            above = widths[min(last, level + 1)]
+            given = {
+                **common, "in_channels": widths[max(0, level - 1)], "prev_output_channel": above,
+                "out_channels": widths[level], "num_layers": 3,
+            }  # fmt: skip
+            if level < 4:
+                block = blocks.UpBlock2D(**given, add_upsample=level > 0)
+            else:
+                block = blocks.AttnUpBlock2D(**given, attention_head_dim=8, upsample_type="conv")
+            self.up_blocks.append(block)
+        self.conv_norm_out, self.conv_out = nn.GroupNorm(4, widths[0], 1e-5), nn.Conv2d(widths[0], 4, 3, 1, 1)
+
+    def forward(self, image: Tensor, latent: Tensor) -> Tensor:
+        h = self.conv_in(image)
+        skips: tuple[Tensor, ...] = (h,)
+        downs: Any = self.down_blocks
+        for level, block in enumerate(downs):
+            if level == 3:
+                h = h + self.latent_conv_in(latent)
+            h, more = block(hidden_states=h, temb=None)
+            skips += more
+        h = self.mid_block(h, None)
+        ups: Any = self.up_blocks
+        for block in ups:
+            count = len(block.resnets)
+            h, skips = block(h, skips[-count:], None), skips[:-count]
+        return self.conv_out(nn.functional.silu(self.conv_norm_out(h)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from velatura.benchmarks import _decoding, _light, _matting
+from velatura.benchmarks import _decoding, _diffusers, _light, _matting
 from velatura.benchmarks import layers as bench
 from velatura.core.lora import read_lora
 from velatura.core.transparency import Convention
@@ -82,7 +82,7 @@ def test_light_agrees_with_its_own_place_and_not_with_another():
 def test_the_published_decoder_is_ours():
     """The network that is timed against ours computes the same, from the same weights."""
     widths = (8, 8, 16, 16, 24, 24, 32)
-    ours, theirs = _decoding._network(widths), _decoding.Published(widths).eval()
+    ours, theirs = _decoding._network(widths), _diffusers.PublishedDecoder(widths).eval()
     theirs.load_state_dict(ours.state_dict())
     image, latent = torch.rand(1, 3, 64, 64), torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(theirs(image, latent), ours(image, latent), atol=1e-5, rtol=1e-4)
