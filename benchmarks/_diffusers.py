@@ -105,7 +105,7 @@ def pipeline(unet: Any, embedding: Tensor, noise: Tensor, steps: int, guidance: 
 
 
 class PublishedDecoder(nn.Module):
-    """LayerDiffuse's decoder as its program has it, from diffusers' blocks as it is. Its parameters are named like ours."""
+    """LayerDiffuse's decoder, of diffusers' blocks as its own program is. Its parameters are named like ours."""
 
     def __init__(self, widths: Sequence[int] = DECODER_WIDTHS) -> None:
         super().__init__()
