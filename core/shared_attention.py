@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from .lora import LowRank, LowRankDeltas, diffusers_name, layers_per_block, low_rank
 from .protocols import Attend, AttentionRule, LatentModel, Site
 
+Factors = list[LowRank | None]
+"""For one module: what each layer of the picture adds, the strength within `scale`."""
+
 
 def shared_attention(layers: int) -> AttentionRule:
     """In every self attention the queries, keys and values of a sample's layers are concatenated, so that the layers
@@ -46,14 +49,17 @@ def layer_loras(
     Where the model is differentiable, gradients reach the deltas' tensors. ValueError if a LoRA does not fit.
     """
     layers = model.layers()
-    with ExitStack() as hooks:
-        for name, factors in per_layer(layers, loras, strengths, model.device).items():
-            hooks.callback(layers[name].register_forward_hook(_adding(factors)).remove)
+    with hooked(layers, per_layer(layers, loras, strengths, model.device)):
         yield
 
 
-Factors = list[LowRank | None]
-"""For one module: what each layer of the picture adds, the strength within `scale`."""
+@contextmanager
+def hooked(modules: Mapping[str, nn.Module], factors: Mapping[str, Factors]) -> Iterator[None]:
+    """`layer_loras` with factors from `per_layer`."""
+    with ExitStack() as hooks:
+        for name, each in factors.items():
+            hooks.callback(modules[name].register_forward_hook(_adding(each)).remove)
+        yield
 
 
 def per_layer(

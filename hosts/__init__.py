@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -86,6 +86,11 @@ class Host(Protocol):
     ) -> Any:
         """The same for the SD 1.5 form; the MODEL then draws batches in rows (sample, layer). `image` [S, 3, H, W] in
         -1 .. 1 is the given layer's picture, for patches that are told of one: eight times the latent's size."""
+        ...
+
+    def with_layers(self, model: Any, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]) -> Any:
+        """A new MODEL that draws batches in rows (sample, layer), in every sampler: the layers share their self
+        attention, and each has its LoRA. ValueError if one does not fit."""
         ...
 
     def network(self, module: nn.Module) -> Network:

@@ -4,7 +4,7 @@ from .drag import VelaturaDrag, VelaturaDragIdentity
 from .drag_editor import VelaturaDragEditor
 from .interpolate import VelaturaLatentPath, VelaturaSlerpConditioning, VelaturaSlerpLatents
 from .inversion import VelaturaInvert, VelaturaInvertPair
-from .joint_layers import VelaturaConditionOnLayer, VelaturaJointLayers
+from .joint_layers import VelaturaConditionOnLayer, VelaturaJointLayers, VelaturaShareAttention
 from .layer_patch import VelaturaApplyTransparency, VelaturaLayerPrompts, VelaturaLoadLayerPatch
 from .layer_stack import VelaturaLayerStack
 from .layers import VelaturaCompositeLayers, VelaturaSaveLayers
@@ -59,6 +59,7 @@ NODES = [
     VelaturaLayerPrompts,
     VelaturaJointLayers,
     VelaturaConditionOnLayer,
+    VelaturaShareAttention,
     VelaturaLayerStack,
     VelaturaPadRgb,
     VelaturaCompositeLayers,

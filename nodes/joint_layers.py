@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from ..hosts import host
 from . import _joint
 from ._api import io, schema
 from ._joint import LAYERS, draw, single
@@ -120,3 +123,40 @@ class VelaturaConditionOnLayer(io.ComfyNode):
         latent = given["samples"].float()
         done = draw(model, prompts, negative, cfg, latent, seed, steps, loras, strength, clean={at: latent})
         return io.NodeOutput({"samples": done[1 - at]})
+
+
+class VelaturaShareAttention(io.ComfyNode):
+    """Joint layers for any sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VelaturaShareAttention",
+            display_name="Share Attention (Velatura)",
+            category="Velatura/layers",
+            description="A model that draws foreground and background together in KSampler and every other sampler: a "
+            "batch of two is a pair of layers. What Joint Layers does, with your own sampler and schedule.",
+            search_aliases=["attention sharing", "layerdiffuse joint", "joint layers ksampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the LoRAs were trained for. It stays as it is."),
+                *(_joint.lora_input(layer) for layer in LAYERS),
+                _joint.strength_input(),
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="For any sampler: the batch is foreground, background, foreground, background, ...; Layer "
+                    "Prompts gives each its prompt, Latent From Batch takes them apart."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, foreground_lora: str, background_lora: str, **_: Any) -> list[float]:
+        return [_joint.changed(*each) for each in zip(LAYERS, (foreground_lora, background_lora), strict=True)]
+
+    @classmethod
+    def execute(cls, model: Any, foreground_lora: str, background_lora: str, strength: float = 1.0) -> io.NodeOutput:
+        files = zip(LAYERS, (foreground_lora, background_lora), strict=True)
+        with torch.inference_mode(False):
+            loras = [_joint.read_layer_lora(*each) for each in files]
+        return io.NodeOutput(host().with_layers(model, loras, [strength] * len(LAYERS)))

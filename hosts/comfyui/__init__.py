@@ -7,7 +7,7 @@ Run on ComfyUI 0.3.64.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
-from . import guidance, layer_patch, load, lora, sampling
+from . import guidance, joint, layer_patch, load, lora, sampling
 from . import progress as progress_bar
 from . import text as texts
 from .codec import ComfyCodec
@@ -73,6 +73,9 @@ class ComfyHost:
         self, model: Any, patch: FramePatch, strength: float, start: float, end: float, image: Tensor | None = None
     ) -> Any:
         return layer_patch.with_frame_patch(model, patch, strength, start, end, image)
+
+    def with_layers(self, model: Any, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]) -> Any:
+        return joint.with_layers(model, loras, strengths)
 
     def network(self, module: nn.Module) -> ComfyNetwork:
         return ComfyNetwork(module)

@@ -122,13 +122,14 @@ class _Frames:
     def __call__(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not _within(self.levels, args, kwargs):
             return run(x, *args, **kwargs)
+        unet.check_batch(self.patch.frames, x, unet.options_of(args, kwargs))
         signals = self.patch.signals(self.image, x)
         with self.patch.applied(_modules(run, self.names), self.strength, signals):
             return run(x, *args, **kwargs)
 
 
 def _within(levels: tuple[float, float], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    options = args[4] if len(args) > 4 else kwargs["transformer_options"]
+    options = unet.options_of(args, kwargs)
     # A given layer's row is at the last level; what counts is the one that is drawn.
     level, (start, end) = float(options["sigmas"].max()), levels
     return end <= level <= start

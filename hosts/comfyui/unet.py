@@ -3,7 +3,7 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import comfy.utils
@@ -143,3 +143,19 @@ def _replacement(site: Site, rule: AttentionRule, present: Replacement | None) -
         return rule(site, q, k, v, attend)
 
     return replace
+
+
+def options_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The transformer options of a call that a wrapper around the UNet sees, beside its x."""
+    return args[4] if len(args) > 4 else kwargs["transformer_options"]
+
+
+def check_batch(layers: int, x: Tensor, options: Mapping[str, Any]) -> None:
+    """ValueError unless each prompt's rows are whole samples of so many layers: ComfyUI runs several prompts' as one
+    batch."""
+    count = len(x) // max(1, len(options.get("cond_or_uncond", (0,))))
+    if count % layers:
+        raise ValueError(
+            f"latent_image: expected a batch in multiples of {layers}, one latent for each layer that the model draws "
+            f"together, got {count}"
+        )

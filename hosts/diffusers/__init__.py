@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,11 @@ class DiffusersHost:
         image: Tensor | None = None,
     ) -> DiffusersModel:
         return model.with_frame_patch(patch, strength, start, end, image)
+
+    def with_layers(
+        self, model: DiffusersModel, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]
+    ) -> DiffusersModel:
+        return model.with_layers(loras, strengths)
 
     def network(self, module: nn.Module) -> StillNetwork:
         return StillNetwork(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...core.lora import LowRankDeltas, diffusers_name
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule, Prediction
+from ...core.shared_attention import layer_loras, per_layer, shared_attention
 from ..preview import Colours
 from .layer_patch import FrameStage, Stage, framed, running, staged
 from .merge import merged, twin_of
@@ -46,6 +47,7 @@ class DiffusersModel:
         self.omega = omega
         self._low_memory = False
         self._stages: tuple[Stage | FrameStage, ...] = ()
+        self._layers: tuple[Sequence[LowRankDeltas | None], Sequence[float]] | None = None
 
     def scale(self, raw: Tensor) -> Tensor:
         """A LATENT wire's samples -> scaled latents."""
@@ -73,7 +75,7 @@ class DiffusersModel:
         batch = x.shape[0]
         t = torch.as_tensor(t, device=self.device).expand(batch)
         stages = running(self._stages, self.unet, self.schedule, x, t)
-        with stages, recomputing(self._units() if self._low_memory else ()):
+        with stages, self._drawn_together(), recomputing(self._units() if self._low_memory else ()):
             output = self.unet(
                 x.to(self.device, self.dtype),
                 t,
@@ -83,6 +85,34 @@ class DiffusersModel:
                 return_dict=False,
             )[0]
         return self.schedule.to_epsilon(output.to(x), x, t.to(x.device), self.prediction)
+
+    @contextmanager
+    def _drawn_together(self) -> Iterator[None]:
+        """While open, the rows are layers, if the model was made so."""
+        if self._layers is None:
+            yield
+            return
+        model: Any = self
+        with self.attention(shared_attention(len(self._layers[0]))), layer_loras(model, *self._layers):
+            yield
+
+    def check_batch(self, count: int) -> None:
+        """ValueError unless a prompt's latents are whole samples, of all the layers that this model draws together:
+        several prompts' rows may run as one batch."""
+        frames = [each.patch.frames for each in self._stages if isinstance(each, FrameStage)]
+        for layers in (*frames, len(self._layers[0]) if self._layers else 1):
+            if count % layers:
+                raise ValueError(
+                    f"latent_image: expected a batch in multiples of {layers}, one latent for each layer that the "
+                    f"model draws together, got {count}"
+                )
+
+    def with_layers(self, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]) -> DiffusersModel:
+        """A new model whose rows are (sample, layer). ValueError if a LoRA does not fit."""
+        per_layer(self.layers(), loras, strengths, self.device)  # refuses now, not in the middle of sampling
+        other = copy.copy(self)
+        other._layers = loras, strengths
+        return other
 
     def _guidance(self, omega: Tensor | None, batch: int) -> Tensor | None:
         width = self.unet.config.time_cond_proj_dim

@@ -63,6 +63,7 @@ def sample_latent(
     `negative` may be None at cfg 1.
     """
     image = _fitting(latent["samples"], model.latent_channels)
+    model.check_batch(len(image))
     noise = normal_noise(image.shape, seed, latent.get("batch_index")) if add_noise else torch.zeros_like(image)
     done, x0 = sample(
         model,

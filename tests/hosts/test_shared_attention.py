@@ -157,3 +157,15 @@ def test_prompts_of_different_length_keep_their_meaning(loaded: Loaded, four: An
     double = one.with_embedding(one.embedding.repeat(1, 2, 1))
     got = loaded.model.predict_noise(x, t, stacked([one, double], 2))
     torch.testing.assert_close(got, loaded.model.predict_noise(x, t, one), rtol=0, atol=2e-5)
+
+
+def test_a_model_of_layers_is_both_at_once_and_leaves_the_other_alone(
+    loaded: Loaded, four: Any, prompts: Condition
+) -> None:
+    loras, strengths = [lora(1, *SHAPES), None], [0.5, 1.0]
+    before = loaded.model.predict_noise(*four, prompts)
+    with loaded.model.attention(shared_attention(2)), layer_loras(loaded.model, loras, strengths), torch.no_grad():
+        expected = loaded.model.predict_noise(*four, prompts)
+    together = loaded.host.model(loaded.host.with_layers(loaded.native[0], loras, strengths))
+    torch.testing.assert_close(together.predict_noise(*four, prompts), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(loaded.model.predict_noise(*four, prompts), before, rtol=0, atol=0)

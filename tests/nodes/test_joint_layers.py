@@ -15,9 +15,11 @@ from velatura.core.layers import Layer, Layers
 from velatura.core.transparency import Convention, TransparencyDecoder
 from velatura.hosts import folders, running
 from velatura.hosts import load as load_host
-from velatura.nodes.joint_layers import VelaturaConditionOnLayer, VelaturaJointLayers
+from velatura.nodes.joint_layers import VelaturaConditionOnLayer, VelaturaJointLayers, VelaturaShareAttention
+from velatura.nodes.layer_patch import VelaturaLayerPrompts
 from velatura.nodes.layer_stack import VelaturaLayerStack
 from velatura.nodes.transparency import Transparency
+from velatura.runtime.stock.sampling import KSampler
 
 HOST = load_host("diffusers")
 NAME = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -128,6 +130,24 @@ def test_a_given_layer_decides_on_the_other(wires: dict[str, Any], layer: str) -
     made = [conditioned(wires, each, layer) for each in given]
     assert made[0].shape == given[0].shape and differ(*made) and torch.equal(given[0], before)
     assert differ(made[0], conditioned(wires, given[0], layer, given_positive=wires["ball"]))
+
+
+def test_the_stock_sampler_draws_layers_together(wires: dict[str, Any]) -> None:
+    how = {"seed": 1, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    model = VelaturaShareAttention.execute(wires["model"], *FILES.values()).args[0]
+
+    def sampled(model: Any, behind: Any, batch: int = 2) -> torch.Tensor:
+        prompts = VelaturaLayerPrompts.execute(wires["ball"], behind).args[0]
+        latent = {"samples": torch.zeros(batch, 4, 8, 8)}
+        wired = {"positive": prompts, "negative": wires["empty"], "latent_image": latent}
+        return KSampler.execute(model=model, **wired, **how).args[0]["samples"]
+
+    one, other = (sampled(model, behind)[0] for behind in (wires["meadow"], wires["ball"]))
+    assert differ(one, other)  # the foreground sees another background
+    apart = [sampled(wires["model"], behind)[0] for behind in (wires["meadow"], wires["ball"])]
+    torch.testing.assert_close(*apart, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        sampled(model, wires["meadow"], 3)
 
 
 def test_what_cannot_be_is_refused_by_name(wires: dict[str, Any]) -> None:
