@@ -45,12 +45,9 @@ export function addBoard(editor, signal) {
   let view = { scale: 1, x: 0, y: 0 }
   let whole = true // as long as nobody has zoomed
   let space = false
-  /** @type {Gesture | null} */
-  let gesture = null
-  /** @type {Drawing | null} */
-  let draft = null
-  /** @type {Spot | null} */
-  let pointed = null
+  let gesture = /** @type {Gesture | null} */ (null)
+  let draft = /** @type {Drawing | null} */ (null)
+  let pointed = /** @type {Spot | null} */ (null)
   let waiting = 0
 
   const stage = () => /** @type {Place} */ ([element.clientWidth, element.clientHeight])
