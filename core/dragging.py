@@ -24,6 +24,7 @@ from .matting import snapped
 from .protocols import Condition, LatentCodec, LatentModel, Progress, no_progress
 from .warp import Moved, move, warp
 
+CHANGED = 0.25  # the mean square by which a latent must change for the moved picture's details not to be its own
 SEAM = 6  # pixels around what changes in which the edit fades into the original
 
 
@@ -143,6 +144,8 @@ def careful(
             preview=preview,
         )
         made = (codec.decode(latent) + 1) / 2
+        if moved is not None:
+            made = made + _lost(codec, moved, path[0, -1:], latent)
     return Edited(_pasted(image, made, change, task.image), latent, found.track, found)
 
 
@@ -224,6 +227,14 @@ def _change(task: Task, mask: Tensor, moved: Moved | None, like: Tensor, size: t
     there = moved.alpha if moved is not None else warp(mask, mask, task.handles, task.targets)[1]
     reach = 2 * SEAM + 1
     return drag.small_mask(F.max_pool2d(torch.maximum(mask, (there > 0.02).to(mask)), reach, 1, SEAM), like)
+
+
+def _lost(codec: LatentCodec, moved: Moved, start: Tensor, end: Tensor) -> Tensor:
+    """What the autoencoder loses of the moved cut-out, to be given back to what is made of it: where it is, and as far
+    as the latent there is still the one it started as. [1, 3, H, W]"""
+    detail = moved.picture.to(start) - (codec.decode(start) + 1) / 2
+    same = torch.exp(-((end - start).square().mean(1, keepdim=True) / CHANGED))
+    return detail * moved.alpha.to(start) * F.interpolate(same, detail.shape[2:], mode="bilinear")
 
 
 def _pasted(image: Tensor, made: Tensor, change: Tensor, original: Tensor) -> Tensor:

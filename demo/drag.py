@@ -30,7 +30,8 @@ BRUSH = 5  # pixels that a painted mask goes beyond the object
 @dataclass(frozen=True)
 class Case:
     """One drag. Pictures in 0 .. 1; handles and targets [N, 2] as (x, y), (0, 0) the centre of the first pixel; `mask`
-    [1, 1, S, S] is the object as one would paint it over; poses are `sprites.pose`'s."""
+    [1, 1, S, S] is the object as one would paint it over; poses are `sprites.pose`'s, captions
+    are of the scene and of what is `behind` the object."""
 
     index: int
     change: Change
@@ -39,6 +40,7 @@ class Case:
     handles: Tensor
     targets: Tensor
     caption: str
+    behind: str
     kind: int
     colour: int
     pose: Tensor
@@ -94,11 +96,20 @@ def _case(seed: int, index: int, change: Change, size: int) -> Case | None:
         points[0, used] - 0.5,
         points[1, used] - 0.5,
         scene.captions[0],
+        scene.background_captions[0],
         kind,
         int(scene.colour),
         here,
         there,
     )
+
+
+def wanted_picture(case: Case, seed: int = measure.HELD_OUT) -> Tensor:
+    """What a perfect drag would make of a case, its shadow left behind: [1, 3, S, S]."""
+    size = case.picture.shape[-1]
+    scene = sprites.draw(seed, [case.index], size)
+    rgba, _ = sprites.posed(seed, case.index, case.wanted[None], size)
+    return over(rgba[:, :3], rgba[:, 3:], (scene.background * scene.shade).clamp(0, 1))[0]
 
 
 @torch.no_grad()
