@@ -1,5 +1,6 @@
 """Generate-then-matte: the alpha of an object cut out of a finished picture, as without latent transparency."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any
