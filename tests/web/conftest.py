@@ -162,6 +162,12 @@ _PUT = """async ([graph, wires, zoom]) => {
 }"""
 
 
+CLASSIC_FIRST = pytest.mark.parametrize(
+    "renderer", ["classic", pytest.param("nodes 2.0", marks=pytest.mark.slow)], indirect=True
+)
+"""For what hardly depends on who draws the node: in the slow lane both."""
+
+
 @pytest.fixture(params=["classic", "nodes 2.0"])
 def renderer(request: pytest.FixtureRequest) -> str:
     """Each of the frontend's two ways to draw nodes."""

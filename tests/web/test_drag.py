@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .conftest import Studio
+from .conftest import CLASSIC_FIRST, Studio
 
 WIDTH, HEIGHT = 128, 96
 ARROW = {"from": [30, 20], "to": [90, 60]}
@@ -111,6 +111,7 @@ def test_an_arrow_is_drawn_moved_and_removed_and_all_of_it_undone(studio: Studio
     assert studio.page.evaluate("[...app.canvas.ds.offset]") == offset, "the graph was dragged along"
 
 
+@CLASSIC_FIRST
 def test_the_keyboard_does_all_of_it(studio: Studio, renderer: str) -> None:
     editor = opened(studio, renderer)
     editor.keys.focus()
@@ -171,6 +172,7 @@ def test_what_is_drawn_runs(studio: Studio, renderer: str) -> None:
     assert output["velatura_editor"][0]["image"]["type"] == "temp"
 
 
+@CLASSIC_FIRST
 def test_a_picture_that_the_graph_makes_is_shown_by_the_run_that_lacks_a_drawing(studio: Studio, renderer: str) -> None:
     address, page = studio.server.address, studio.page
     page.request.post(f"{address}api/settings/Comfy.VueNodes.Enabled", data=json.dumps(renderer == "nodes 2.0"))
@@ -205,6 +207,7 @@ _GENERATED = """(() => {
 })()"""
 
 
+@CLASSIC_FIRST
 def test_a_finger_a_pen_the_wheel_and_the_middle_button(studio: Studio, renderer: str) -> None:
     editor = opened(studio, renderer, theme="light", drag=json.dumps({"points": [ARROW], "size": [WIDTH, HEIGHT]}))
     page, session = editor.page, editor.page.context.new_cdp_session(editor.page)
@@ -272,6 +275,7 @@ def test_text_by_hand_and_pictures_of_another_size(studio: Studio) -> None:
     assert "drawn on, 128x128" in failed[0]["exception_message"]
 
 
+@CLASSIC_FIRST
 def test_what_goes_takes_its_listeners_along(studio: Studio, renderer: str) -> None:
     editor = opened(studio, renderer)
     editor.page.evaluate("app.graph.clear()")
@@ -280,6 +284,7 @@ def test_what_goes_takes_its_listeners_along(studio: Studio, renderer: str) -> N
     editor.page.mouse.click(600, 400, button="middle")
 
 
+@CLASSIC_FIRST
 def test_a_drag_is_watched_and_what_it_did_stays(studio: Studio, renderer: str) -> None:
     picture = Image.radial_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
     studio.begin(renderer, round=picture)

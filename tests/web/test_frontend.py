@@ -60,6 +60,11 @@ FEW: dict[str, dict[str, Any]] = {
     "VelaturaInvertPair": {"steps": 2, "iterations": 1},
     "VelaturaMorph": {"frames": 3, "strip": 3},
     "VelaturaSmoothnessMeter": {"steps": 2, "frames": 3},
+    "VelaturaDrag": {"steps": 4, "iterations": 1},
+    "VelaturaJointLayers": {"steps": 2},
+    "VelaturaConditionOnLayer": {"steps": 2},
+    "VelaturaLayerStack": {"steps": 2},
+    "EmptyLatentImage": {"batch_size": 1},
 }
 """What makes an example quick. Those that train are loaded, not run."""
 RUN = [name for name in EXAMPLES if name != "text_to_image" and not name.startswith("train_") and "distill" not in name]

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from .conftest import Studio
+from .conftest import CLASSIC_FIRST, Studio
 
 SIDE = 128
 GREEN, RED, BLUE = (40, 160, 60), (200, 30, 40), (30, 60, 200)
@@ -116,6 +116,7 @@ def test_layers_are_looked_through_moved_and_mixed(studio: Studio, renderer: str
     assert view.get_by_role("slider", name="Opacity of ball").get_attribute("aria-valuenow") == "1"
 
 
+@CLASSIC_FIRST
 def test_reordered_layers_come_back_reordered(studio: Studio, renderer: str) -> None:
     opened(studio, renderer, theme="light")
     view = viewer(studio)

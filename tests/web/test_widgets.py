@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from .conftest import ROOT, Studio
+from .conftest import CLASSIC_FIRST, ROOT, Studio
 
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 RED, BLUE = (200, 30, 40), (30, 60, 200)
@@ -147,6 +147,7 @@ def test_all_of_them_on_one_graph(studio: Studio, renderer: str) -> None:
     assert page.locator(".velatura-panel").count() == 0
 
 
+@CLASSIC_FIRST
 def test_a_finger_and_a_pen_drag_as_a_mouse_does(studio: Studio, renderer: str) -> None:
     opened(studio, renderer, theme="light")
     page = studio.page
