@@ -68,9 +68,13 @@ FEW: dict[str, dict[str, Any]] = {
 }
 """What makes an example quick. Those that train are loaded, not run."""
 RUN = [name for name in EXAMPLES if name != "text_to_image" and not name.startswith("train_") and "distill" not in name]
+ALWAYS = ("edit_by_prompt", "drag_fast", "layer_stack_to_psd", "lcm_four_steps", "morph_two_images")
+"""One of each family; the rest in the slow lane."""
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize(
+    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in RUN]
+)
 def test_every_example_that_does_not_train_runs_and_shows_its_pictures(studio: Studio, name: str) -> None:
     studio.page.request.post(f"{studio.server.address}api/settings/Comfy.VueNodes.Enabled", data="false")
     studio.open()
