@@ -9,6 +9,7 @@ import pytest
 from velatura.benchmarks import _chromium, studio
 
 
+@pytest.mark.slow
 def test_the_page_is_measured() -> None:
     lacking = _chromium.lacking()
     if lacking and not os.environ.get("VELATURA_REQUIRE_BROWSER"):
