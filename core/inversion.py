@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
+from .conditions import same
 from .counting import CountedModel
 from .ddim import ddim_transfer
 from .ddim_inversion import Preview, Watch, ddim_invert, falling, unwatched
@@ -228,24 +229,9 @@ def guided(model: LatentModel, x: Tensor, t: Tensor, condition: Condition, null:
     """eps at x [B, C, h, w] and timestep t under guidance w. One evaluation where the two conditions say the same."""
     at = t.expand(x.shape[0]).to(x.device)
     eps = model.predict_noise(x, at, condition)
-    if w == 1 or _same(condition, null):
+    if w == 1 or same(condition, null):
         return eps
     return guide(model.predict_noise(x, at, null), eps, w)
-
-
-def _same(a: Condition, b: Condition) -> bool:
-    """Whether the network would predict the same for both."""
-    return a is b or (
-        _alike(a.embedding, b.embedding) and _alike(a.pooled, b.pooled) and _alike(dict(a.extras), dict(b.extras))
-    )
-
-
-def _alike(u: Any, v: Any) -> bool:
-    if isinstance(u, Tensor) and isinstance(v, Tensor):
-        return u.shape[1:] == v.shape[1:] and bool((u == v.to(u)).all())
-    if isinstance(u, dict) and isinstance(v, dict):
-        return u.keys() == v.keys() and all(_alike(u[key], v[key]) for key in u)
-    return u is v or (not isinstance(u, Tensor) and not isinstance(v, Tensor) and bool(u == v))
 
 
 def fingerprint(model: LatentModel, condition: Condition) -> Fingerprint:

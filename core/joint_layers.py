@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .conditions import check_one_batch
 from .ddim import ddim_transfer
 from .guidance import guide
 from .protocols import Condition, LatentModel
@@ -99,8 +100,9 @@ def stacked(conditions: Sequence[Condition], samples: int = 1) -> Condition:
     """One condition of the rows of `samples` pictures, from each layer's, of one row or one for each sample.
 
     Prompts of different length are repeated to a common one: attention to all tokens twice is attention to them once.
-    ValueError where some have a pooled embedding and others none.
+    ValueError where some have a pooled embedding and others none, or carry different things beside.
     """
+    check_one_batch(*conditions)
     if len({each.pooled is None for each in conditions}) > 1:
         raise ValueError("conditions: some layers have a pooled embedding and some none; use one text encoder for all")
     length = math.lcm(*(each.embedding.shape[1] for each in conditions))

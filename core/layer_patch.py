@@ -165,6 +165,15 @@ def check_given(patch: LayerPatch, given: Tensor | None, channels: int) -> None:
         )
 
 
+def check_inputs_free(reads: int, channels: int) -> None:
+    """ValueError if a network's first convolution, which `reads` so many channels, has others than the latent's."""
+    if reads != channels:
+        raise ValueError(
+            f"model: it reads {reads} channels, {channels} of which are the latent (an inpainting model, or one with a "
+            "picture for its condition); a patch that is told of a layer needs a model that reads the latent alone"
+        )
+
+
 def check_size(given: Tensor, x: Tensor) -> None:
     """ValueError unless latents are of the given ones' size."""
     if given.shape[2:] != x.shape[2:]:

@@ -32,9 +32,11 @@ def shared_attention(layers: int) -> AttentionRule:
         if site.kind == "cross" or layers == 1:
             return attend(q, k, v)
         _check(len(q), layers)
-        rows, tokens, channels = q.shape
-        joined = (rows // layers, layers * tokens, channels)  # (S F) N C -> S (F N) C
-        return attend(q.reshape(joined), k.reshape(joined), v.reshape(joined)).reshape(q.shape)
+
+        def joined(each: Tensor) -> Tensor:  # (S F) N C -> S (F N) C; a patch of others may leave fewer queries
+            return each.reshape(len(each) // layers, layers * each.shape[1], -1)
+
+        return attend(joined(q), joined(k), joined(v)).reshape(q.shape)
 
     return rule
 
@@ -116,6 +118,24 @@ def _adding(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor
         return torch.stack(parts, 1).flatten(0, 1)
 
     return add
+
+
+def check_single(rows: int) -> None:
+    """ValueError if a model takes `rows` rows for one sample, where one picture is one sample."""
+    if rows > 1:
+        raise ValueError(
+            f"model: it draws {rows} layers together, in samplers, and this node takes a model that draws one picture "
+            "at a time; connect the model from before that patch"
+        )
+
+
+def check_free(rows: int) -> None:
+    """ValueError if a model takes `rows` rows for one sample already, where it is to take several."""
+    if rows > 1:
+        raise ValueError(
+            f"model: it draws {rows} layers together already, and a batch can be in layers once only; connect the "
+            "model from before that patch"
+        )
 
 
 def _check(rows: int, layers: int) -> None:

@@ -41,6 +41,12 @@ class Host(Protocol):
         """A MODEL as the engine's noise predictor."""
         ...
 
+    def engine(self, native: Any, *, guided: bool = True) -> LatentModel:
+        """The same, for a node that asks the network in a loop of its own in place of the host's samplers. ValueError
+        if the MODEL carries what only those samplers do (patches of guidance matter where the node guides), or draws
+        several layers as one sample."""
+        ...
+
     def codec(self, native: Any, model: Any = None) -> LatentCodec:
         """A VAE as the engine's autoencoder. `model`, the MODEL that the latents are for, tells their scale: not every
         host's VAE knows its own."""
@@ -51,7 +57,12 @@ class Host(Protocol):
         ...
 
     def condition(self, native: Any) -> Condition:
-        """A CONDITIONING, its first entry, as the engine's condition."""
+        """A CONDITIONING of one prompt as the engine's condition. ValueError if it is of several."""
+        ...
+
+    def negative(self, native: Any, positive: Any) -> Condition:
+        """A CONDITIONING as what guidance leads away from, beside the one it leads to: the host's patches may tell the
+        two apart, and something on `positive` (a ControlNet) may be meant for both."""
         ...
 
     def conditioning(self, condition: Condition) -> Any:

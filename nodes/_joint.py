@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,12 @@ def read_layer_lora(layer: str, file: str) -> LowRankDeltas | None:
         raise ValueError(f"{layer}_lora: {path}: {error}") from error
 
 
-def single(name: str, native: Any) -> Condition:
-    """A CONDITIONING of one prompt. ValueError for what a row of a joint batch cannot have."""
-    condition = host().condition(native)
+def single(name: str, native: Any, positive: Any = None) -> Condition:
+    """A CONDITIONING of one prompt, as the negative one where `positive` is given. ValueError for what a row of a joint
+    batch cannot have."""
     if len(native) != 1:
         raise ValueError(f"{name}: expected one prompt, got {len(native)} combined; connect a text encoder's")
+    condition = host().condition(native) if positive is None else host().negative(native, positive)
     if "control" in condition.extras:
         raise ValueError(f"{name}: a ControlNet would hold for all layers; put it on a layer that is drawn alone")
     return condition
@@ -128,8 +128,8 @@ def draw(
     unscaled latents of layers that are given; `loras` the file for each layer's name."""
     if cfg != 1 and negative is None:
         raise ValueError(f"negative: cfg {cfg:g} needs a negative prompt; connect one, or set cfg to 1")
-    engine = host().model(model)
-    null = None if cfg == 1 else single("negative", negative)
+    engine = host().engine(model)
+    null = None if cfg == 1 else single("negative", negative, negative)
     deltas = [read_layer_lora(layer, loras[layer]) for layer in LAYERS]
     size = (len(latent), len(LAYERS), engine.latent_channels, *latent.shape[2:])
     noise = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(engine.device)
@@ -140,7 +140,8 @@ def draw(
         shown = [look(layer) for layer in x_0[0]]
         bar(step, total, torch.cat([each for each in shown if each is not None], 2) if shown[0] is not None else None)
 
-    rule = engine.attention(shared_attention(len(LAYERS))) if shared else nullcontext()
+    # Apart the layers go through a rule as well, which refuses a model whose attention is no longer theirs.
+    rule = engine.attention(shared_attention(len(LAYERS) if shared else 1))
     with torch.no_grad(), rule, layer_loras(engine, deltas, [strength] * len(LAYERS)):
         times = ddim_timesteps(len(engine.schedule), steps, "trailing")
         done = joint_sample(engine, noise, prompts, null, w=cfg, timesteps=times, clean=given, report=report)

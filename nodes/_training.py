@@ -107,12 +107,15 @@ class Run:
 
 
 @contextmanager
-def prepared(native: Any, latents: dict[str, Any], positive: Any, negative: Any, seed: int, name: str) -> Iterator[Run]:
-    """All that a trainer needs, checked before its first step; autograd works inside. `negative` may be None."""
+def prepared(
+    native: Any, latents: dict[str, Any], positive: Any, negative: Any, seed: int, name: str, *, guided: bool = False
+) -> Iterator[Run]:
+    """All that a trainer needs, checked before its first step; autograd works inside. `negative` may be None; `guided`
+    is a training of which the model's guidance is a part."""
     needed("accelerate", "matplotlib")
     path, folder = places(name)
     with torch.inference_mode(False):
-        model = host().model(native)
+        model = host().engine(native, guided=guided)
         z_0 = scaled(model, latents)
         examples = from_rows(z_0, conditions(positive, len(z_0)), seed)
         null = None if negative is None else _one("negative", negative)
@@ -169,10 +172,10 @@ def conditions(native: Any, count: int, name: str = "positive") -> Condition:
 
 
 def _one(name: str, native: Any) -> Condition:
-    condition = host().condition(native)
-    if condition.embedding.shape[0] != 1 or len(native) != 1:
-        raise ValueError(f"{name}: expected one prompt, got {max(len(native), condition.embedding.shape[0])}")
-    return condition
+    rows = native[0][0].shape[0] if len(native) == 1 else len(native)
+    if rows != 1:
+        raise ValueError(f"{name}: expected one prompt, got {rows}")
+    return host().condition(native)
 
 
 def _fingerprint(z_0: Tensor, examples: Examples, null: Condition | None) -> str:

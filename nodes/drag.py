@@ -95,7 +95,7 @@ class VelaturaDrag(io.ComfyNode):
         iterations: int, rate: float, cut_out: bool, snap: bool, fill_steps: int, fill_strength: float, seed: int,
         low_memory: bool, mask: Tensor | None = None, image: Tensor | None = None, inversion: Inversion | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        engine, codec = host().model(model), host().codec(vae, model)
+        engine, codec = host().engine(model), host().codec(vae, model)
         tasks = _tasks(engine, codec, points, mask, image, inversion, mode)
         condition = host().condition(positive) if inversion is None else inversion.condition
         live = Live(points, len(tasks), preview_of(vae, model), codec)
@@ -288,7 +288,7 @@ class VelaturaDragIdentity(io.ComfyNode):
         cls, model: Any, positive: Any, vae: Any, image: Tensor, steps: int, rank: int, rate: float, batch_size: int,
         seed: int, low_memory: bool,
     ) -> io.NodeOutput:  # fmt: skip
-        engine, codec = host().model(model), host().codec(vae, model)
+        engine, codec = host().engine(model, guided=False), host().codec(vae, model)
         pixels = dragging.padded(image[:1, ..., :3].movedim(-1, 1).float(), codec.factor)
         with torch.no_grad():
             x_0 = codec.encode(pixels * 2 - 1)

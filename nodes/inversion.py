@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import inversion as core
+from ..core.conditions import check_one_batch
 from ..core.ddim import ddim_timesteps
 from ..core.ddim_inversion import Preview
 from ..core.interpolation import mix_conditions
@@ -142,10 +143,10 @@ class VelaturaInvert(io.ComfyNode):
         tolerance: float, iterations: int, corrected: bool, image: Tensor | None = None, latent: Latent | None = None,
         vae: Any = None, negative: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
-        here, engine = host(), host().model(model)
+        here, engine = host(), host().engine(model)
         x_0 = start_latent(engine, model, vae, image, latent, "")
         settings = _settings(engine, method, steps, guidance, noised_steps, tolerance, iterations, corrected)
-        null = None if negative is None else here.condition(negative)
+        null = None if negative is None else here.negative(negative, positive)
         return _inverted(engine, model, vae, x_0, here.condition(positive), null, settings, seed)
 
 
@@ -189,7 +190,7 @@ class VelaturaInvertPair(io.ComfyNode):
         image_a: Tensor | None = None, image_b: Tensor | None = None, latent_a: Latent | None = None,
         latent_b: Latent | None = None, vae: Any = None, negative: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
-        here, engine = host(), host().model(model)
+        here, engine = host(), host().engine(model)
         ends = [
             start_latent(engine, model, vae, image, latent, name)[:1]
             for image, latent, name in ((image_a, latent_a, "_a"), (image_b, latent_b, "_b"))
@@ -200,11 +201,12 @@ class VelaturaInvertPair(io.ComfyNode):
                 f"{tuple(ends[1].shape[2:])}; resize or crop one of them"
             )
         a, b = here.condition(positive_a), here.condition(positive_b)
+        check_one_batch(a, b)
         both = mix_conditions(a, b, torch.tensor([0.0, 1.0]))
         settings = _settings(
             engine, method, steps, guidance, noised_steps, tolerance, iterations, corrected, shared_null
         )
-        null = None if negative is None else here.condition(negative)
+        null = None if negative is None else here.negative(negative, positive_a)
         return _inverted(engine, model, vae, torch.cat(ends), both, null, settings, seed)
 
 

@@ -32,7 +32,7 @@ def _model() -> io.Input:
 
 
 def _engine(model: Any, inversion: Inversion) -> LatentModel:
-    engine = host().model(model)
+    engine = host().engine(model)
     with torch.no_grad():
         check_same_model(engine, inversion)
     return engine

@@ -182,15 +182,18 @@ class VelaturaSmoothnessMeter(io.ComfyNode):
         model_b: Any = None,
     ) -> io.NodeOutput:
         models = [model] if model_b is None else [model, model_b]
-        prompts = [_single("positive", [entry]) for entry in positive for _ in range(pairs)]
-        null = _single("negative", negative)
+        prompts = [
+            (_single("positive", [entry]), _single("negative", negative, [entry]))
+            for entry in positive
+            for _ in range(pairs)
+        ]
         size = latent_image["samples"].shape[-2:]
         parts = -(-frames // batch_size)
         bar = host().progress(len(models) * len(prompts) * parts * steps)
         measured = []
         with torch.no_grad():
             for number, each in enumerate(models):
-                walker = _Walker(each, vae, null, steps, cfg, batch_size)
+                walker = _Walker(each, vae, steps, cfg, batch_size)
                 report = _share(bar, number * len(prompts) * parts * steps, len(models) * len(prompts) * parts * steps)
                 measured.append(_measured(walker, prompts, size, seed, frames, report))
         figures = [float(smoothness.istd(each.distances).mean()) for each in measured]
@@ -198,27 +201,28 @@ class VelaturaSmoothnessMeter(io.ComfyNode):
         return io.NodeOutput(*figures, *[NOT_MEASURED] * (2 - len(models)), _plot(measured, figures), strips)
 
 
+_Prompt = tuple[Condition, Condition]
+
+
 class _Walker(NamedTuple):
     """What draws the pictures of a walk."""
 
     native: Any
     vae: Any
-    null: Condition
     steps: int
     cfg: float
     batch: int
 
-    def render(self, prompt: Condition, noises: Tensor, report: Callable[[int, Any], None]) -> Tensor:
+    def render(self, prompt: _Prompt, noises: Tensor, report: Callable[[int, Any], None]) -> Tensor:
         """Pictures [N, 3, H, W] in 0 .. 1. `report(step, preview)` counts network steps."""
-        engine, codec = host().model(self.native), host().codec(self.vae, self.native)
+        engine, codec = host().engine(self.native), host().codec(self.vae, self.native)
         times = ddim_timesteps(len(engine.schedule), self.steps)
         pictures = list[Tensor]()
         for number, part in enumerate(noises.split(self.batch)):
             x = ddim_sample(
                 engine,
                 part.to(engine.device),
-                prompt,
-                self.null,
+                *prompt,
                 w=self.cfg,
                 timesteps=times,
                 progress=lambda step, _total, _, done=number: report(done * self.steps + step, None),
@@ -237,7 +241,7 @@ class _Measured(NamedTuple):
 
 def _measured(
     walker: _Walker,
-    prompts: list[Condition],
+    prompts: list[_Prompt],
     size: torch.Size,
     seed: int,
     frames: int,
@@ -279,11 +283,12 @@ def _plot(measured: list[_Measured], figures: list[float]) -> Tensor:
     )  # fmt: skip
 
 
-def _single(name: str, native: Any) -> Condition:
-    condition = host().condition(native)
-    if len(native) != 1 or condition.embedding.shape[0] != 1:
+def _single(name: str, native: Any, positive: Any = None) -> Condition:
+    """One prompt's condition; the negative one where `positive` is given."""
+    rows = native[0][0].shape[0] if len(native) == 1 else len(native)
+    if rows != 1:
         raise ValueError(
-            f"{name}: expected single prompts, got {max(len(native), condition.embedding.shape[0])} in one; connect a "
-            "text encoder's, or several joined by Conditioning Combine for positive"
+            f"{name}: expected single prompts, got {rows} in one; connect a text encoder's, or several joined by "
+            "Conditioning Combine for positive"
         )
-    return condition
+    return host().condition(native) if positive is None else host().negative(native, positive)

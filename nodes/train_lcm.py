@@ -205,7 +205,7 @@ def _trained(
     name: str,
 ) -> io.NodeOutput:
     """Train, save, and put the result on the model."""
-    with inputs.prepared(native, latents, positive, negative, settings.seed, name) as run:
+    with inputs.prepared(native, latents, positive, negative, settings.seed, name, guided=negative is not None) as run:
         student, curves = _student(run.model, settings, rank), Curves("step", mean=inputs.MEAN)
         done = train(
             run.model,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..core.conditions import check_one_batch
 from ..core.protocols import Condition
 
 Examples = Callable[[int, int], tuple[Tensor, Condition]]
@@ -57,10 +58,11 @@ def take(condition: Condition, rows: Tensor) -> Condition:
 
 
 def join(conditions: Sequence[Condition], rows: Sequence[int]) -> Condition:
-    """Several conditions below one another, each of one row or `rows[i]`; the extras are the first one's.
+    """Several conditions below one another, each of one row or `rows[i]`, with the same extras, else ValueError.
 
     Prompts of different lengths are repeated to a common one, which leaves cross attention as it is.
     """
+    check_one_batch(*conditions)
     length = math.lcm(*(c.embedding.shape[1] for c in conditions))
 
     def all_rows(value: Tensor, count: int) -> Tensor:

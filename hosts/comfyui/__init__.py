@@ -19,7 +19,7 @@ from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
-from . import guidance, joint, layer_patch, load, lora, sampling
+from . import guidance, heard, joint, layer_patch, load, lora, sampling
 from . import progress as progress_bar
 from . import text as texts
 from .codec import ComfyCodec
@@ -36,6 +36,10 @@ class ComfyHost:
     def model(self, native: Any) -> ComfyModel:
         return ComfyModel(native)
 
+    def engine(self, native: Any, *, guided: bool = True) -> ComfyModel:
+        heard.check_asked(native, guided)
+        return ComfyModel(native)
+
     def codec(self, native: Any, model: Any = None) -> ComfyCodec:
         """`model`, the MODEL that the latents are for, tells the latent format: a stock VAE does not know its own."""
         return ComfyCodec(native, model)
@@ -45,6 +49,9 @@ class ComfyHost:
 
     def condition(self, native: Any) -> Condition:
         return texts.condition(native)
+
+    def negative(self, native: Any, positive: Any) -> Condition:
+        return texts.negative(native, positive)
 
     def conditioning(self, condition: Condition) -> Any:
         return texts.conditioning(condition)

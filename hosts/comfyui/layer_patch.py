@@ -14,9 +14,11 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...core.frame_patch import FramePatch
-from ...core.layer_patch import LayerPatch, applied, check_given, check_size
+from ...core.layer_patch import FIRST, LayerPatch, applied, check_given, check_inputs_free, check_size
 from ...core.lora import LowRank
+from ...core.shared_attention import check_free
 from . import unet
+from .rows import rows_of
 
 KEY = "velatura.layer_patch"
 
@@ -31,6 +33,7 @@ def with_layer_patch(
     clone = model.clone()
     check_given(fitted, given, base.latent_format.latent_channels)
     if given is not None:
+        check_inputs_free(network.get_submodule(names[FIRST]).weight.shape[1], base.latent_format.latent_channels)
         if "concat_cond" in model.object_patches:
             raise ValueError("model: another patch with a given latent is on it already; one is possible")
         clone.add_object_patch("concat_cond", _Given(base, given))
@@ -99,25 +102,31 @@ class _Hooks:
         self, stored: _Stored, names: Mapping[str, str], strength: float, levels: tuple[float, float], channels: int
     ) -> None:
         self.stored, self.names, self.strength = stored, names, strength
-        self.levels, self.channels, self.takes = levels, channels, stored.patch().inputs(channels) > 0
+        self.levels, self.channels, self.takes = levels, channels, stored.patch().inputs(channels)
 
     def __call__(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         given = None
         if self.takes:
             x, given = x[:, : self.channels], x[:, self.channels :]
+            if given.shape[1] != self.takes * self.channels:
+                raise ValueError(
+                    f"given: the network gets {given.shape[1]} channels beside the noise in place of the given layer's "
+                    f"{self.takes * self.channels}: another patch, or the conditioning, puts its own there; take it off"
+                )
         if not _within(self.levels, args, kwargs):
             return run(x, *args, **kwargs)
         with applied(_modules(run, self.names), self.stored.patch(), self.strength, given):
             return run(x, *args, **kwargs)
 
 
-class _Frames:
+class Frames:
     """The same for the SD 1.5 form."""
 
     def __init__(
         self, patch: FramePatch, names: Mapping[str, str], strength: float, levels: tuple[float, float], image: Any
     ) -> None:
         self.patch, self.names, self.strength, self.levels, self.image = patch, names, strength, levels, image
+        self.rows = patch.frames
 
     def __call__(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not _within(self.levels, args, kwargs):
@@ -145,8 +154,10 @@ def with_frame_patch(
     """A clone of MODEL with an SD 1.5 patch. ValueError if it is for another network."""
     names, network = unet.names_of(model.model), unet.unet_of(model.model)
     patch.fits({name: network.get_submodule(path) for name, path in names.items()})
+    if patch.frames > 1:
+        check_free(rows_of(model))
     clone = model.clone()
-    _attach(clone, patch, lambda levels: _Frames(patch, names, strength, levels, image), (start, end))
+    _attach(clone, patch, lambda levels: Frames(patch, names, strength, levels, image), (start, end))
     return clone
 
 

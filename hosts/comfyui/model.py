@@ -20,6 +20,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ...core.conditions import check_whole
 from ...core.lora import LowRankDeltas
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.recompute import recomputing
@@ -69,6 +70,7 @@ class ComfyModel:
     ) -> Tensor:
         if guidance_embedding is not None and guidance.projection_of(self.native) is None:
             raise ValueError("guidance_embedding: this network has no guidance input (no time_embedding.cond_proj)")
+        check_whole(condition)
         if self._differentiable:
             x, condition = autograd.thawed(x), _thawed(condition)
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
@@ -92,7 +94,7 @@ class ComfyModel:
         self, base: Any, x_ve: Tensor, sigma: Tensor, t: Tensor, condition: Condition, omega: Tensor | None
     ) -> Tensor:
         """ComfyUI's own denoiser for one condition: x_0 from the variance-exploding latent."""
-        options = self._options(base, sigma, t, omega)
+        options = self._options(base, sigma, t, omega, condition)
         inputs = {name: value.cond for name, value in self._conditions(base, x_ve, condition).items()}
         control = condition.extras.get("control")
         if control is not None:
@@ -144,6 +146,8 @@ class ComfyModel:
             "width": x_ve.shape[-1] * PIXELS,
             "height": x_ve.shape[-2] * PIXELS,
             "prompt_type": "positive",
+            # Inpainting models look at its shape, where the condition brings no picture.
+            "latent_image": torch.zeros_like(x_ve),
             **condition.extras,
             "cross_attn": condition.embedding.to(self.device),
             "device": self.device,
@@ -155,12 +159,15 @@ class ComfyModel:
             raise ValueError("condition: this network needs a pooled prompt embedding; use its own text encoder")
         return {name: value.process_cond(batch, area=None) for name, value in base.extra_conds(**known).items()}
 
-    def _options(self, base: Any, sigma: Tensor, t: Tensor, omega: Tensor | None) -> dict[str, Any]:
+    def _options(
+        self, base: Any, sigma: Tensor, t: Tensor, omega: Tensor | None, condition: Condition
+    ) -> dict[str, Any]:
         """This call's own transformer options: the model's, what ComfyUI's samplers tell patches, and ours."""
         options = {**self.native.model_options["transformer_options"], "sigmas": sigma}
-        options |= {"cond_or_uncond": [0], "uuids": [uuid.uuid4()]}
+        side = int(condition.extras.get("prompt_type") == "negative")
+        options |= {"cond_or_uncond": [side], "uuids": [uuid.uuid4()]}
         wrappers = {kind: dict(by_key) for kind, by_key in self.native.wrappers.items()}
-        if t.is_floating_point() and isinstance(base.model_sampling, comfy.model_sampling.ModelSamplingDiscrete):
+        if t.is_floating_point() and _counts_timesteps(base.model_sampling):
             wrappers.setdefault(WrappersMP.DIFFUSION_MODEL, {})["velatura.timesteps"] = [_exact_timesteps(t)]
         projection = guidance.projection_of(self.native)
         if omega is not None and projection is not None:
@@ -168,7 +175,7 @@ class ComfyModel:
         options["wrappers"] = wrappers
         if self._rule is not None:
             present = options.get("patches_replace", {})
-            options["patches_replace"] = unet.replacements(unet.unet_of(base), self._rule, present)
+            options["patches_replace"] = unet.replacements(unet.sites_of(unet.unet_of(base)), self._rule, present)
         if self._differentiable:
             options["optimized_attention_override"] = autograd.differentiable_attention
         return options
@@ -242,26 +249,17 @@ def schedule_of(sampling: Any) -> NoiseSchedule:
     return NoiseSchedule.from_sigmas(sampling.sigmas.to("cpu", torch.float64))
 
 
-def patched(native: Any, rule: AttentionRule) -> Any:
-    """A new MODEL whose every attention goes through `rule`, for ComfyUI's own samplers.
-
-    They may run the conditional and the unconditional samples as one batch.
-    """
-    new = native.clone()
-    options = new.model_options["transformer_options"]
-    present = options.get("patches_replace", {})
-    new.model_options["transformer_options"] = {
-        **options,
-        "patches_replace": unet.replacements(unet.unet_of(new.model), rule, present),
-    }
-    return new
-
-
 def _keeper(name: str, seen: dict[str, Tensor]) -> Any:
     def keep(module: Any, inputs: Any, output: Tensor) -> None:
         seen[name] = output
 
     return keep
+
+
+def _counts_timesteps(sampling: Any) -> bool:
+    """Whether the schedule's places are the network's timesteps. Those of LCM's 50 levels are not."""
+    discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
+    return discrete and len(sampling.sigmas) == sampling.num_timesteps
 
 
 def _exact_timesteps(t: Tensor) -> Any:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ...core.conditions import check_one_prompt
 from ...core.protocols import Condition
 
 
@@ -36,12 +38,21 @@ class ComfyText:
 
 
 def condition(native: Any) -> Condition:
-    """A CONDITIONING's first entry; whatever it carries beside the embedding stays in the extras."""
-    if not native:
-        raise ValueError("conditioning: expected at least one entry, got an empty list")
+    """A CONDITIONING of one prompt; whatever it carries beside the embedding stays in the extras."""
+    check_one_prompt(native)
     embedding, extras = native[0]
     rest = {key: value for key, value in extras.items() if key != "pooled_output"}
     return Condition(embedding, extras.get("pooled_output"), rest)
+
+
+def negative(native: Any, positive: Any) -> Condition:
+    """What guidance leads away from. ComfyUI's samplers tell the network and adapters that it is (an IP-Adapter has
+    another picture for it), and put a ControlNet of `positive` that is to hold for both on it."""
+    away, towards = condition(native), condition(positive).extras
+    extras = {"prompt_type": "negative", **away.extras}
+    if towards.get("control_apply_to_uncond") and towards.get("control") is not None:
+        extras.setdefault("control", towards["control"])
+    return replace(away, extras=extras)
 
 
 def conditioning(condition: Condition) -> list[Any]:

@@ -3,7 +3,7 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import comfy.utils
@@ -117,13 +117,15 @@ def sites_of(unet: UNetModel) -> list[tuple[Site, Block]]:
 Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
 
-def replacements(unet: UNetModel, rule: AttentionRule, present: dict[str, Any]) -> dict[str, dict[Any, Replacement]]:
-    """ComfyUI's `patches_replace` with `rule` at every site; `present` is what the model already carries there.
+def replacements(
+    sites: Iterable[tuple[Site, Block]], rule: AttentionRule, present: Mapping[str, Any]
+) -> dict[str, dict[Any, Replacement]]:
+    """ComfyUI's `patches_replace` with `rule` at the sites; `present` is what the model already carries there.
 
     A replacement that is already present (an adapter's, say) becomes the `attend` that the rule receives.
     """
     new = {kind: dict(entries) for kind, entries in present.items()}
-    for site, block in sites_of(unet):
+    for site, block in sites:
         attention = "attn1" if site.kind == "self" else "attn2"
         entries = new.setdefault(attention, {})
         key = (*block, site.depth)
@@ -140,14 +142,44 @@ def _replacement(site: Site, rule: AttentionRule, present: Replacement | None) -
                 q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options
             )
 
+        if len(q) != options["original_shape"][0]:
+            raise ValueError(
+                "model: a patch on it cuts attention into tiles (HyperTile), and this node joins the attention of "
+                "whole pictures; connect the model from before that patch"
+            )
         return rule(site, q, k, v, attend)
 
     return replace
 
 
+_OWN_ROWS = ("comfy_extras.nodes_sag",)
+
+
+def check_own_rows(present: Mapping[str, Any]) -> None:
+    """ValueError if a replacement of self attention reads each row's own attention, by what the host calls it."""
+    for patch in present.get("attn1", {}).values():
+        if getattr(patch, "__module__", None) in _OWN_ROWS:
+            raise ValueError(
+                "model: SelfAttentionGuidance reads the attention of each picture by itself, and on this model layers "
+                "share it; take it off (PerturbedAttentionGuidance works)"
+            )
+
+
+_OPTIONS = 4  # beside x: timesteps, context, y, control, transformer_options
+
+
 def options_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The transformer options of a call that a wrapper around the UNet sees, beside its x."""
-    return args[4] if len(args) > 4 else kwargs["transformer_options"]
+    return args[_OPTIONS] if len(args) > _OPTIONS else kwargs["transformer_options"]
+
+
+def with_options(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of such a call with other options."""
+    if len(args) > _OPTIONS:
+        return (*args[:_OPTIONS], options, *args[_OPTIONS + 1 :]), dict(kwargs)
+    return args, {**kwargs, "transformer_options": options}
 
 
 def check_batch(layers: int, x: Tensor, options: Mapping[str, Any]) -> None:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ...core.conditions import check_one_prompt
 from ...core.consistency import Steps
 from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
+from ...core.shared_attention import check_single
 from .. import folders, running
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ class DiffusersHost:
     def model(self, native: DiffusersModel) -> DiffusersModel:
         return native
 
+    def engine(self, native: DiffusersModel, *, guided: bool = True) -> DiffusersModel:
+        check_single(native.rows)
+        return native
+
     def codec(self, native: DiffusersCodec, model: DiffusersModel | None = None) -> DiffusersCodec:
         return native
 
@@ -53,9 +59,13 @@ class DiffusersHost:
         return native
 
     def condition(self, native: list[Any]) -> Condition:
+        check_one_prompt(native)
         embedding, extras = native[0]
         rest = {key: value for key, value in extras.items() if key != "pooled_output"}
         return Condition(embedding, extras.get("pooled_output"), rest)
+
+    def negative(self, native: list[Any], positive: list[Any]) -> Condition:
+        return self.condition(native)
 
     def conditioning(self, condition: Condition) -> list[Any]:
         pooled = {} if condition.pooled is None else {"pooled_output": condition.pooled}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.conditions import check_whole
 from ...core.frame_patch import FramePatch
 from ...core.guidance import check_projection, guidance_scale_embedding
 from ...core.layer_patch import LayerPatch
@@ -17,7 +18,7 @@ from ...core.lora import LowRankDeltas, diffusers_name
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule, Prediction
-from ...core.shared_attention import layer_loras, per_layer, shared_attention
+from ...core.shared_attention import check_free, layer_loras, per_layer, shared_attention
 from ..preview import Colours
 from .layer_patch import FrameStage, Stage, framed, running, staged
 from .merge import merged, twin_of
@@ -72,6 +73,7 @@ class DiffusersModel:
     def predict_noise(
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance_embedding: Tensor | None = None
     ) -> Tensor:
+        check_whole(condition)
         batch = x.shape[0]
         t = torch.as_tensor(t, device=self.device).expand(batch)
         stages = running(self._stages, self.unet, self.schedule, x, t)
@@ -99,16 +101,21 @@ class DiffusersModel:
     def check_batch(self, count: int) -> None:
         """ValueError unless a prompt's latents are whole samples, of all the layers that this model draws together:
         several prompts' rows may run as one batch."""
+        if count % self.rows:
+            raise ValueError(
+                f"latent_image: expected a batch in multiples of {self.rows}, one latent for each layer that the "
+                f"model draws together, got {count}"
+            )
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch are one sample: more than 1 where the model draws layers together."""
         frames = [each.patch.frames for each in self._stages if isinstance(each, FrameStage)]
-        for layers in (*frames, len(self._layers[0]) if self._layers else 1):
-            if count % layers:
-                raise ValueError(
-                    f"latent_image: expected a batch in multiples of {layers}, one latent for each layer that the "
-                    f"model draws together, got {count}"
-                )
+        return max(*frames, len(self._layers[0]) if self._layers else 1, 1)
 
     def with_layers(self, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]) -> DiffusersModel:
         """A new model whose rows are (sample, layer). ValueError if a LoRA does not fit."""
+        check_free(self.rows)
         per_layer(self.layers(), loras, strengths, self.device)  # refuses now, not in the middle of sampling
         other = copy.copy(self)
         other._layers = loras, strengths
@@ -258,6 +265,8 @@ class DiffusersModel:
         self, patch: FramePatch, strength: float, start: float, end: float, image: Tensor | None
     ) -> DiffusersModel:
         """A new model with an SD 1.5 patch. ValueError if it does not fit."""
+        if patch.frames > 1:
+            check_free(self.rows)
         other = copy.copy(self)
         stage = framed(self.unet, self.schedule, patch, strength, (start, end), image)
         other._stages = (*self._stages, stage)
