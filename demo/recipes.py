@@ -19,6 +19,7 @@ from ..training import autoencoder as autoencoding
 from ..training import diffusion, report, supervised
 from ..training.checkpoint import CheckpointError
 from ..training.loop import CHECKPOINT, Settings
+from ..training.share import Draw
 from . import architecture, classifier, data, layers, smoothing, sprites, transparency
 from .distil import ConsistencyRecipe, train_recipe
 from .runs import SHIPPED, finish, new_autoencoder, shipped, this_process, trained_autoencoder
@@ -210,14 +211,19 @@ def _train_classifier(r: ClassifierRecipe, folder: Path, progress: Progress, res
         torch.manual_seed(r.seed)
         network = classifier.Classifier()
 
-    def loss(model: nn.Module, first: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    rank, of, _ = this_process()
+
+    def loss(model: nn.Module, first: int, count: int, draw: Draw) -> torch.Tensor:
         indices = torch.arange(first, first + count)
         scenes = sprites.draw(r.scenes_seed, indices)
         bare = data.is_bare(r.scenes_seed, indices, r.bare)
         image = torch.where(bare[:, None, None, None], scenes.background, scenes.blend)
-        image = classifier.blur_and_noise(image, generator).contiguous(memory_format=torch.channels_last)
+        image = classifier.blur_and_noise(image, draw).contiguous(memory_format=torch.channels_last)
         device = next(model.parameters()).device
-        return classifier.loss(model(image.to(device)), *(t.to(device) for t in classifier.targets(scenes, bare)))
+        everywhere = torch.arange(first - rank * count, first + (of - rank) * count)
+        coloured = int((~data.is_bare(r.scenes_seed, everywhere, r.bare)).sum()) / of
+        kind, colour, place = (t.to(device) for t in classifier.targets(scenes, bare))
+        return classifier.loss(model(image.to(device)), kind, colour, place, coloured)
 
     done = supervised.train(network, loss, r, folder, progress=progress, resume=resume)
     finish(folder, done, done.modules["network"], {"steps": done.steps})
