@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..training.checkpoint import read_tensors, write_tensors
+from ..training.share import Draw
 from . import captions
 from .sprites import Scenes
 
@@ -51,13 +52,13 @@ class Classifier(nn.Module):
         return Verdict(kind, colour, place, features)
 
 
-def blur_and_noise(image: Tensor, generator: torch.Generator) -> Tensor:
+def blur_and_noise(image: Tensor, draw: Draw) -> Tensor:
     """What an autoencoder may do to a picture: each is softened and grained by its own random amount."""
     small = F.interpolate(F.avg_pool2d(image, 2), scale_factor=2, mode="bilinear")
-    amount = torch.rand(len(image), 2, 1, 1, generator=generator)
+    amount = draw(lambda count, generator: torch.rand(count, 2, 1, 1, generator=generator))
     soft = torch.lerp(image, small, amount[:, :1])
-    grain = torch.randn(image.shape, generator=generator) * (0.06 * amount[:, 1:])
-    return (soft + grain).clamp(0, 1)
+    grain = draw(lambda count, generator: torch.randn(count, *image.shape[1:], generator=generator))
+    return (soft + grain * (0.06 * amount[:, 1:])).clamp(0, 1)
 
 
 def targets(scenes: Scenes, bare: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,10 +67,10 @@ def targets(scenes: Scenes, bare: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return kind, torch.where(bare, torch.full_like(scenes.colour, -100), scenes.colour), scenes.place
 
 
-def loss(verdict: Verdict, kind: Tensor, colour: Tensor, place: Tensor) -> Tensor:
-    """Sum of the three cross entropies."""
-    pairs = ((verdict.kind, kind), (verdict.colour, colour), (verdict.place, place))
-    return sum((F.cross_entropy(logits.float(), target) for logits, target in pairs), torch.zeros(()))
+def loss(verdict: Verdict, kind: Tensor, colour: Tensor, place: Tensor, coloured: float) -> Tensor:
+    """Sum of the three cross entropies; that of the colours over the `coloured` pictures that have one."""
+    colours = F.cross_entropy(verdict.colour.float(), colour, reduction="sum") / coloured
+    return F.cross_entropy(verdict.kind.float(), kind) + colours + F.cross_entropy(verdict.place.float(), place)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:

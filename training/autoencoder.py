@@ -19,6 +19,7 @@ from ..core.metrics import ssim
 from ..core.protocols import Progress, no_progress
 from .groupnorm import quicken
 from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
+from .share import share_of
 
 Images = Callable[[int, int], Tensor]
 """`images(first, count)`: training pictures [count, 3, H, W] in -1 .. 1, the same for the same numbers."""
@@ -158,11 +159,13 @@ def train(
             optimizer = torch.optim.AdamW(trained, 1e-4, betas, weight_decay=settings.weight_decay)
             modules[name], optimizers[name] = accelerator.prepare(modules[name], optimizer)
     shown: list[Tensor] = []
+    share = share_of(accelerator)
 
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
-        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
-        image = images(first, settings.batch).to(accelerator.device, memory_format=torch.channels_last)
-        noise = torch.randn(latent_shape(vae, image), generator=generator).to(image)
+        image = images(share.first(number, settings.batch), settings.batch)
+        image = image.to(accelerator.device, memory_format=torch.channels_last)
+        shape = latent_shape(vae, share.whole(image))
+        noise = share.own(torch.randn(shape, generator=generator)).to(image)
         with accelerator.autocast():
             out, regulariser, thumbnail = modules["vae"](image, noise)
         out = out.float()

@@ -25,6 +25,7 @@ from ..core.solvers import SOLVERS
 from .diffusion import stratified
 from .examples import Examples, join
 from .loop import Job, Settings, Trained, Watch, accelerator_for, descend, fit, no_watch, recipe_of
+from .share import share_of
 from .students import Student
 
 Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
@@ -209,10 +210,11 @@ def _job(
     optimizer: Any = torch.optim.AdamW(student.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
     prepared, optimizer = accelerator.prepare(student, optimizer)
 
+    share = share_of(accelerator)
+
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
-        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
-        z_0, condition = examples(first, settings.batch)
-        r = drawn(z_0, len(schedule), settings, generator)
+        z_0, condition = examples(share.first(number, settings.batch), settings.batch)
+        r = share.own(drawn(share.whole(z_0), len(schedule), settings, generator))
         z_0 = z_0.to(model.device)
         z_t = schedule.add_noise(z_0, r.eps.to(z_0), r.t)
         with torch.no_grad(), accelerator.autocast():

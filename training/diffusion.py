@@ -19,6 +19,7 @@ from ..core.protocols import Progress, no_progress
 from ..core.schedule import NoiseSchedule
 from .groupnorm import quicken
 from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
+from .share import share_of
 
 Examples = Callable[[int, int], tuple[Tensor, Tensor]]
 """`examples(first, count)`: scaled latents [count, C, h, w] and token ids [count, L], the same for the same
@@ -98,12 +99,14 @@ def train(
     }
     model, optimizers["unet"], optimizers["text"] = accelerator.prepare(model, optimizers["unet"], optimizers["text"])
 
+    share = share_of(accelerator)
+
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
-        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
-        z_0, ids = examples(first, settings.batch)
-        t = stratified(len(z_0), len(schedule), generator)
-        eps = torch.randn(z_0.shape, generator=generator)
-        dropped = torch.rand(len(z_0), generator=generator) < settings.prompt_dropout
+        z_0, ids = examples(share.first(number, settings.batch), settings.batch)
+        draw = share.draw(len(z_0), generator)
+        t = draw(lambda count, g: stratified(count, len(schedule), g))
+        eps = draw(lambda count, g: torch.randn(count, *z_0.shape[1:], generator=g))
+        dropped = draw(lambda count, g: torch.rand(count, generator=g)) < settings.prompt_dropout
         ids = torch.where(dropped[:, None], null_ids, ids).to(accelerator.device)
         z_t = schedule.add_noise(z_0, eps, t)
         z_t = z_t.to(accelerator.device, memory_format=torch.channels_last)

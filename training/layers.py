@@ -25,6 +25,7 @@ from .adapters import LowRankLayers
 from .diffusion import loss_weight, stratified
 from .examples import Examples
 from .loop import Job, Settings, Trained, Watch, accelerator_for, descend, fit, no_watch, recipe_of
+from .share import share_of
 from .smooth import without_prompts
 
 UNSAID = 0.5
@@ -165,10 +166,12 @@ def _job(
     optimizer: Any = torch.optim.AdamW(loras.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
     prepared, optimizer = accelerator.prepare(loras, optimizer)
 
+    share = share_of(accelerator)
+
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
-        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
-        z_0, condition = examples(first, settings.batch)
-        r = drawn(z_0, layers, total, settings, generator)
+        z_0, condition = examples(share.first(number, settings.batch), settings.batch)
+        every = drawn(share.whole(z_0), layers, total, settings, generator)
+        r = share.own(every)
         if null is not None and settings.prompt_dropout:
             condition = without_prompts(condition, null, r.dropped)
         x_t = torch.where(r.clean[:, None, None, None], z_0, schedule.add_noise(z_0, r.eps, r.t))
@@ -176,7 +179,8 @@ def _job(
             noise = prepared(model, x_t.to(accelerator.device), r.t.to(accelerator.device), condition)
         errors = (noise.float() - r.eps.to(noise.device)).square().mean((1, 2, 3))
         weight = (loss_weight(schedule, r.t, settings.min_snr) * ~r.clean).to(errors)
-        loss = (weight * errors).sum() / (~r.clean).sum().to(errors)
+        # The gradient is averaged over the processes, of which each may train another number of rows.
+        loss = (weight * errors).sum() * share.of / (~every.clean).sum().to(errors)
         descend(accelerator, loss, prepared, [optimizer], settings.clip)
         return {"loss": loss.item()}
 

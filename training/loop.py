@@ -1,8 +1,8 @@
 """The loop that every trainer runs: learning rate, averaging, checkpoints, progress, cancel.
 
 A step is a pure function of the weights, the optimizer and its own number: whatever is random in it comes from a
-generator seeded with (seed, step, process). So a run that was killed at any point and resumed from its last
-checkpoint ends with the same weights as one that was not, bit for bit on a CPU.
+generator seeded with (seed, step), for all processes at once (`share.py`). So a run that was killed at any point and
+resumed from its last checkpoint ends with the same weights as one that was not, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def rate_at(settings: Settings, step: int) -> float:
     return settings.rate * rise * max(0.01, min(1.0, left))
 
 
-def generator_at(seed: int, step: int, process: int = 0) -> torch.Generator:
+def generator_at(seed: int, step: int) -> torch.Generator:
     """The only source of a step's randomness."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + process)
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099)
 
 
 def accelerator_for(settings: Settings, *, cpu: bool = False) -> Any:
@@ -153,7 +153,7 @@ def fit(
     ckpt.need_room(folder, sum(p.numel() * 16 for m in plain.values() for p in m.parameters()))
 
     def save(step: int) -> None:
-        accelerator.wait_for_everyone()
+        # Nobody is waited for: after a step all have the same weights, and one that was killed never comes.
         if accelerator.is_main_process:
             _save(path, step, job, plain, averages, history)
 
@@ -161,7 +161,7 @@ def fit(
         for name, optimizer in job.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(settings, step) * job.rates.get(name, 1.0)
-        losses = job.step(step, generator_at(settings.seed, step, accelerator.process_index))
+        losses = _mean(accelerator, job.step(step, generator_at(settings.seed, step)))
         for name, average in averages.items():
             average.update_parameters(plain[name])
         if not all(math.isfinite(value) for value in losses.values()):
@@ -183,6 +183,14 @@ def fit(
                 save(done)
             raise
     return Trained({n: averages[n].module if n in averages else m for n, m in plain.items()}, history, settings.steps)
+
+
+def _mean(accelerator: Any, losses: Mapping[str, float]) -> Mapping[str, float]:
+    """The losses of the batch of all processes."""
+    if accelerator.num_processes == 1:
+        return losses
+    values = torch.tensor(list(losses.values()), dtype=torch.float32, device=accelerator.device)
+    return dict(zip(losses, accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
 def _recall(history: Mapping[str, list[float]], watch: Watch) -> None:

@@ -22,6 +22,7 @@ from ..core.schedule import NoiseSchedule
 from .diffusion import stratified
 from .examples import Examples, join, take
 from .loop import Job, Settings, Trained, Watch, accelerator_for, fit, no_watch, recipe_of
+from .share import share_of
 from .students import Student
 
 Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
@@ -163,10 +164,12 @@ def _job(
     optimizer: Any = torch.optim.AdamW(student.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
     prepared, optimizer = accelerator.prepare(student, optimizer)
 
-    def losses(first: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    share = share_of(accelerator)
+
+    def losses(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """L_base, L_reg (Eq. 9) and the norm's mean over a batch of every process."""
-        z_0, condition = examples(first, settings.batch)
-        r = drawn(z_0, total, settings, generator)
+        z_0, condition = examples(share.first(number, settings.batch), settings.batch)
+        r = share.own(drawn(share.whole(z_0), total, settings, generator))
         if null is not None and settings.prompt_dropout:
             condition = without_prompts(condition, null, r.dropped)
         z_0, eps, u = (value.to(accelerator.device) for value in (z_0, r.eps, r.u))
@@ -184,10 +187,9 @@ def _job(
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
         seen: dict[str, float] = {"base": 0.0, "regulariser": 0.0, "norm": 0.0}
         for part in range(settings.accumulate):
-            order = (number * settings.accumulate + part) * accelerator.num_processes + accelerator.process_index
             last = part == settings.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(prepared):
-                base, regulariser, mean = losses(order * settings.batch, generator)
+                base, regulariser, mean = losses(number * settings.accumulate + part, generator)
                 _backward(accelerator, (base + settings.weight * regulariser) / settings.accumulate)
             for name, value in zip(seen, (base, regulariser, mean), strict=True):
                 seen[name] += value.item() / settings.accumulate

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ..core.protocols import Progress, no_progress
 from .groupnorm import quicken
 from .loop import Job, Settings, Trained, accelerator_for, descend, fit, recipe_of
+from .share import Draw, share_of
 
-Loss = Callable[[nn.Module, int, int, torch.Generator], Tensor]
-"""`loss(network, first, count, generator)`: the loss on the examples first .. first + count - 1."""
+Loss = Callable[[nn.Module, int, int, Draw], Tensor]
+"""`loss(network, first, count, draw)`: the loss on the examples first .. first + count - 1, whose random numbers `draw`
+gives."""
 
 
 def train(
@@ -33,10 +35,12 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
 
+    share = share_of(accelerator)
+
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
-        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
+        first = share.first(number, settings.batch)
         with accelerator.autocast():
-            value = loss(model, first, settings.batch, generator)
+            value = loss(model, first, settings.batch, share.draw(settings.batch, generator))
         descend(accelerator, value, model, [optimizer], settings.clip)
         return {"loss": value.item()}
 

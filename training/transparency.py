@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,11 +27,13 @@ from ..core.transparency import (
     add_offset,
     shown_to_autoencoder,
 )
+from ..core.transparency_decode import TURNS, turn, turn_back
 from ..core.transparency_file import metadata_of
 from .adapters import write_weights
 from .autoencoder import PatchDiscriminator
 from .groupnorm import quicken
 from .loop import Job, Settings, Trained, Watch, accelerator_for, descend, fit, no_watch, recipe_of
+from .share import share_of
 
 Pictures = Callable[[int, int], tuple[Tensor, Tensor]]
 """`pictures(first, count)`: padded colour [count, 3, H, W] and alpha [count, 1, H, W] in 0 .. 1, the same for the same
@@ -50,7 +53,11 @@ class TransparencySettings(Settings):
     """The offset is left out for a share `dropout` of the samples, which makes a decoder for latents without one.
     `mse` weighs the squared error beside L1, `visible` how much more colour counts where alpha is 1. `identity` and
     `adversarial` weigh these losses (the paper's 1 and 0.01), the discriminator from step `adversarial_from` on.
-    `scale`, `backdrop` and `keep_soft` are the networks' convention."""
+    `scale`, `backdrop` and `keep_soft` are the networks' convention.
+
+    `turned` shows the decoder each batch mirrored and turned at random, as the passes of decoding do. `keep_encoder`
+    trains the decoder alone, so that latents made with the encoder stay good; `shake` then moves the latents by that
+    share of their deviation, as a model that draws them misses them."""
 
     dropout: float = 0.3
     mse: float = 0.0
@@ -61,15 +68,20 @@ class TransparencySettings(Settings):
     scale: float = 1.0
     backdrop: float = 0.0
     keep_soft: bool = True
+    turned: bool = False
+    keep_encoder: bool = False
+    shake: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("mse", "visible", "identity", "adversarial", "adversarial_from"):
+        for name in ("mse", "visible", "identity", "adversarial", "adversarial_from", "shake"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         for name, low, high in (("dropout", 0.0, 1.0), ("backdrop", -1.0, 1.0), ("scale", 1e-6, 1e6)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: expected {low} .. {high}, got {getattr(self, name)}")
+        if self.shake and not self.keep_encoder:
+            raise ValueError("shake: expected 0 while the encoder is trained; keep_encoder trains the decoder alone")
 
     @property
     def convention(self) -> Convention:
@@ -84,13 +96,26 @@ class Pair(nn.Module):
         self.encoder, self.decoder = encoder, decoder
 
     def forward(
-        self, colour: Tensor, alpha: Tensor, mean: Tensor, std: Tensor, scale: Tensor, decode: Any
+        self,
+        colour: Tensor,
+        alpha: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        scale: Tensor,
+        decode: Any,
+        turned: tuple[bool, int],
+        moved: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """([alpha, colour] [B, 4, H, W], what the frozen autoencoder makes of the adjusted latent). `scale` is
-        lambda_offset for each sample [B, 1, 1, 1]."""
-        latent = add_offset(mean, std, self.encoder(colour, alpha).float() * scale, 1.0)
-        image = decode(latent)
-        return self.decoder(((image + 1) / 2).clamp(0, 1), latent), image
+        lambda_offset for each sample [B, 1, 1, 1]; `moved` [B, C, h, w], if not None, is what the latent is off by in
+        units of its deviation, and the encoder is then left alone. The decoder sees both `turned`."""
+        with nullcontext() if moved is None else torch.no_grad():
+            latent = add_offset(mean, std, self.encoder(colour, alpha).float() * scale, 1.0)
+            if moved is not None:
+                latent = latent + moved * latent.std((0, 2, 3), keepdim=True)
+            image = decode(latent)
+        shown = (((image + 1) / 2).clamp(0, 1), latent)
+        return turn_back(self.decoder(*(turn(each, *turned) for each in shown)), *turned), image
 
 
 def new_pair(
@@ -111,6 +136,16 @@ def new_pair(
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return encoder, decoder
+
+
+def misses(latent: Tensor, generator: torch.Generator) -> Tensor:
+    """What a model that draws latents of this shape [B, C, h, w] misses them by, of mean square 1: all of a picture
+    alike, large parts of it, and each place by itself, in shares drawn for each picture."""
+    b, c, h, w = latent.shape
+    noises = [torch.randn(b, c, *size, generator=generator) for size in ((1, 1), (3, 3), (h, w))]
+    shares = torch.rand(b, len(noises), 1, 1, 1, generator=generator)
+    spread = torch.stack([F.interpolate(each, (h, w), mode="bilinear") for each in noises], 1)
+    return ((shares / shares.sum(1, keepdim=True)).sqrt() * spread).sum(1)
 
 
 def write_half(path: str | os.PathLike[str], network: nn.Module, convention: Convention) -> None:
@@ -142,6 +177,7 @@ def train(
     """Train both in place; the outcome's "pair" is the averaged Pair. `recipe` adds what else the run depends on;
     `sample` is called with the pair after each save and may give a preview; `watch` is told the losses."""
     accelerator = accelerator_for(settings)
+    encoder.requires_grad_(not settings.keep_encoder)
     modules: dict[str, Any] = {"pair": quicken(Pair(encoder, decoder))}
     if settings.adversarial:
         with torch.random.fork_rng(devices=[]):
@@ -153,16 +189,26 @@ def train(
         optimizer = torch.optim.AdamW(modules[name].parameters(), 1e-4, betas, weight_decay=settings.weight_decay)
         modules[name], optimizers[name] = accelerator.prepare(modules[name], optimizer)
 
+    share = share_of(accelerator)
+
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
-        first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch
+        first = share.first(number, settings.batch)
         colour, alpha = (each.to(accelerator.device) for each in pictures(first, settings.batch))
         image = shown_to_autoencoder(colour, alpha, settings.backdrop)
         with accelerator.autocast():
             with torch.no_grad():
                 mean, std = frozen.posterior(image)
-            kept = torch.rand(len(colour), 1, 1, 1, generator=generator) >= settings.dropout
+            draw = share.draw(len(colour), generator)
+            chance = draw(lambda count, g: torch.rand(count, 1, 1, 1, generator=g))
+            kept = chance >= settings.dropout
             scale = settings.scale * kept.to(mean)
-            out, decoded = modules["pair"](colour, alpha, mean, std, scale, frozen.decode)
+            turned, moved = (
+                TURNS[int(torch.randint(len(TURNS), (), generator=generator)) if settings.turned else 0],
+                None,
+            )
+            if settings.keep_encoder:
+                moved = settings.shake * draw(lambda count, g: misses(share.whole(mean), g)).to(mean)
+            out, decoded = modules["pair"](colour, alpha, mean, std, scale, frozen.decode, turned, moved)
         out = out.float()
         losses = {
             "reconstruction": reconstruction_loss(out, colour, alpha, settings),

@@ -1,75 +1,67 @@
-"""Two processes train one model: each sees its own examples, both end with the same weights."""
+"""Two processes train as one does with the batch of both, and a run goes on after one of them was killed."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from velatura.benchmarks._trainers import TRAINERS, loss_difference, processes
+from velatura.training import loop
 from velatura.training.checkpoint import read_tensors
+from velatura.training.share import Share
 
-SCRIPT = """
-import sys, torch
-from torch import nn
-from velatura.training import loop, supervised
-seen = []
-def loss(model, first, count, generator):
-    seen.append(first)
-    x = torch.linspace(-1, 1, 3 * count).view(count, 3) + first
-    return (model(x) - x.sum(1, keepdim=True)).square().mean()
-torch.manual_seed(0)
-network = nn.Linear(3, 1)
-done = supervised.train(network, loss, loop.Settings(steps=3, batch=2, rate=1e-2, clip=0.0), sys.argv[1])
-import os
-from velatura.training.checkpoint import write_tensors
-rank = os.environ["RANK"]
-write_tensors(f"{sys.argv[1]}/rank{rank}.safetensors", {"w": done.modules["network"].weight}, {"seen": seen})
-"""
+Ends = list[tuple[dict[str, Tensor], dict[str, list[float]]]]
 
 
-def two_processes(folder: Path, code: str, *arguments: str) -> list[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-    """What the script writes as rank0 and rank1 into the folder, its first argument."""
-    script = folder / "script.py"
-    script.write_text(code, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*command, str(script), str(folder), *arguments],
-        check=True,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    return [read_tensors(folder / f"rank{rank}.safetensors") for rank in (0, 1)]
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items())
 
 
-SMOOTH = """
-import os, sys, torch
-sys.path.insert(0, sys.argv[2])
-import test_smooth
-from velatura.training.checkpoint import write_tensors
-seen = []
-real = test_smooth.data
-test_smooth.data = lambda first, count: (seen.append(first), real(first, count))[1]
-done = test_smooth.train(sys.argv[1], steps=3, batch=2, accumulate=2)
-tensors = {"a": done.modules["running"].a.reshape(1), **test_smooth.weights(done)}
-rank = os.environ["RANK"]
-write_tensors(f"{sys.argv[1]}/rank{rank}.safetensors", tensors, {"seen": seen, "norm": done.history["norm"]})
-"""
+def compare(folder: Path, names: Iterable[str]) -> dict[str, Ends]:
+    """Both ways to train a batch of four; what the two processes ended with."""
+    assert not any(name not in TRAINERS for name in names)
+    _, alone = processes(1, folder / "one", 4, list(names))
+    status, shared = processes(2, folder / "two", 2, list(names))
+    assert status == 0 and set(shared) == set(alone) == set(names)
+    for name in names:
+        ((weights, history),), ((first, losses), (second, others)) = alone[name], shared[name]
+        assert loss_difference(history, losses) <= 1e-5, name
+        # The averages, and the running mean of the smooth regulariser, are among these.
+        assert same(first, second) and losses == others, name
+        assert first.keys() == weights.keys()
+    return shared
+
+
+def test_a_share_is_its_rows_of_what_all_draw():
+    drawn = torch.arange(12.0).view(6, 2)
+    parts = [Share(rank, 3) for rank in range(3)]
+    assert torch.equal(torch.cat([each.own(drawn) for each in parts]), drawn)
+    assert [each.first(5, 4) for each in parts] == [60, 64, 68]
+    assert parts[0].whole(torch.zeros(2, 7)).shape == (6, 7)
+    draws = [each.draw(2, loop.generator_at(1, 2))(lambda n, g: torch.rand(n, 3, generator=g)) for each in parts]
+    assert torch.equal(torch.cat(draws), torch.rand(6, 3, generator=loop.generator_at(1, 2)))
+
+
+def test_two_processes_train_as_one_with_the_batch_of_both(tmp_path):
+    shared = compare(tmp_path, ["supervised", "smooth"])
+    assert float(shared["smooth"][0][0]["running.a"]) > 0
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_smooth_lora_and_its_running_mean(tmp_path):
-    (one, first), (two, second) = two_processes(tmp_path, SMOOTH, str(Path(__file__).parent))
-    assert torch.equal(one["a"], two["a"]) and float(one["a"]) > 0
-    assert all(torch.equal(value, two[key]) for key, value in one.items())
-    assert (first["seen"], second["seen"]) == ([0, 4, 8, 12, 16, 20], [2, 6, 10, 14, 18, 22])
-    assert first["norm"] == second["norm"]
+def test_every_trainer_trains_in_two_processes_as_in_one(tmp_path):
+    compare(tmp_path, TRAINERS)
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work_and_the_weights(tmp_path):
-    (one, first), (two, second) = two_processes(tmp_path, SCRIPT)
-    assert torch.equal(one["w"], two["w"])
-    assert (first["seen"], second["seen"]) == ([0, 4, 8], [2, 6, 10])
+@pytest.mark.parametrize("name", ["smooth", "autoencoder_kl"])
+def test_a_run_goes_on_after_one_of_its_processes_was_killed(name, tmp_path):
+    _, whole = processes(2, tmp_path / "whole", 2, [name])
+    status, found = processes(2, tmp_path / "broken", 2, [name], killed=8)
+    assert status != 0 and name not in found
+    assert read_tensors(tmp_path / "broken" / name / loop.CHECKPOINT)[1]["step"] == 6
+    status, resumed = processes(2, tmp_path / "broken", 2, [name])
+    assert status == 0
+    for (one, _), (two, _) in zip(whole[name], resumed[name], strict=True):
+        assert same(one, two)

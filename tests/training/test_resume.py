@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from velatura.core.schedule import NoiseSchedule
 from velatura.hosts.diffusers import build
 from velatura.training import autoencoder, checkpoint, diffusion, loop, supervised
+from velatura.training.share import Draw
 
 
 class Killed(Exception):
@@ -86,8 +87,8 @@ def train_network(folder, steps=8, **options):
         torch.manual_seed(0)
         network = nn.Linear(3, 1)
 
-    def loss(model: nn.Module, first: int, count: int, generator: torch.Generator) -> Tensor:
-        x = torch.randn(count, 3, generator=generator)
+    def loss(model: nn.Module, first: int, count: int, draw: Draw) -> Tensor:
+        x = draw(lambda count, generator: torch.randn(count, 3, generator=generator))
         return (model(x) - x.sum(1, keepdim=True)).square().mean()
 
     return supervised.train(network, loss, settings, folder, **options).modules["network"]
