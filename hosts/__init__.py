@@ -17,6 +17,7 @@ from ..core.frame_patch import FramePatch
 from ..core.layer_patch import LayerPatch
 from ..core.lora import LowRankDeltas
 from ..core.protocols import Condition, LatentCodec, LatentModel, Progress, TextEncoder
+from ..core.tiles import Tiles
 
 
 class Network(Protocol):
@@ -102,6 +103,11 @@ class Host(Protocol):
     def with_layers(self, model: Any, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]) -> Any:
         """A new MODEL that draws batches in rows (sample, layer), in every sampler: the layers share their self
         attention, and each has its LoRA. ValueError if one does not fit."""
+        ...
+
+    def with_tiles(self, model: Any, tiling: Tiles) -> Any:
+        """A new MODEL that computes latents larger than a tile in overlapping tiles, joined at every step of every
+        sampler. A patch that is given something is put on it afterwards. ValueError if it is in tiles already."""
         ...
 
     def network(self, module: nn.Module) -> Network:

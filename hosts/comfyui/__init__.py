@@ -19,7 +19,8 @@ from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
-from . import guidance, heard, joint, layer_patch, load, lora, sampling
+from ...core.tiles import Tiles
+from . import guidance, heard, joint, layer_patch, load, lora, sampling, tiles
 from . import progress as progress_bar
 from . import text as texts
 from .codec import ComfyCodec
@@ -83,6 +84,9 @@ class ComfyHost:
 
     def with_layers(self, model: Any, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]) -> Any:
         return joint.with_layers(model, loras, strengths)
+
+    def with_tiles(self, model: Any, tiling: Tiles) -> Any:
+        return tiles.with_tiles(model, tiling)
 
     def network(self, module: nn.Module) -> ComfyNetwork:
         return ComfyNetwork(module)

@@ -17,6 +17,7 @@ from ...core.layer_patch import LayerPatch
 from ...core.lora import LowRankDeltas
 from ...core.protocols import Condition, Progress
 from ...core.shared_attention import check_single
+from ...core.tiles import Tiles
 from .. import folders, running
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class DiffusersHost:
         self, model: DiffusersModel, loras: Sequence[LowRankDeltas | None], strengths: Sequence[float]
     ) -> DiffusersModel:
         return model.with_layers(loras, strengths)
+
+    def with_tiles(self, model: DiffusersModel, tiling: Tiles) -> DiffusersModel:
+        return model.with_tiles(tiling)
 
     def network(self, module: nn.Module) -> StillNetwork:
         return StillNetwork(module)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...core.frame_patch import FramePatch
 from ...core.layer_patch import LayerPatch, applied, check_given, check_size
 from ...core.schedule import NoiseSchedule
+from ...core.tiles import Window
 from .merge import grown
 from .sigmas import NoiseLevels
 
@@ -28,8 +29,9 @@ class Stage:
     given: Tensor | None
 
     @contextmanager
-    def at(self, network: nn.Module, level: float, x: Tensor) -> Iterator[None]:
-        """While open, the network computes as this stage wants it at the level, for latents like x [B, C, h, w]."""
+    def at(self, network: nn.Module, level: float, x: Tensor, window: Window | None = None) -> Iterator[None]:
+        """While open, the network computes as this stage wants it at the level, for latents like x [B, C, h, w], or for
+        a window of them."""
         start, end = self.levels
         if not end <= level <= start:
             yield
@@ -38,6 +40,7 @@ class Stage:
         if given is not None:
             check_size(given, x)
             given = given[torch.arange(len(x)) % len(given)].to(x)
+            given = given if window is None else given[(..., *window)]
         with applied(modules_of(network), self.patch, self.strength, given):
             yield
 
@@ -52,12 +55,14 @@ class FrameStage:
     image: Tensor | None
 
     @contextmanager
-    def at(self, network: nn.Module, level: float, x: Tensor) -> Iterator[None]:
-        """As Stage's."""
+    def at(self, network: nn.Module, level: float, x: Tensor, window: Window | None = None) -> Iterator[None]:
+        """As Stage's. ValueError for a window: its tokens are those of a whole picture."""
         start, end = self.levels
         if not end <= level <= start:
             yield
             return
+        if window is not None:
+            raise ValueError("model: layers that are drawn together cannot be computed in tiles; set tile to 0")
         with self.patch.applied(modules_of(network), self.strength, self.patch.signals(self.image, x)):
             yield
 
@@ -107,11 +112,17 @@ def staged(
 
 
 def running(
-    stages: tuple[Stage | FrameStage, ...], network: nn.Module, schedule: NoiseSchedule, x: Tensor, t: Tensor
+    stages: tuple[Stage | FrameStage, ...],
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    t: Tensor,
+    window: Window | None = None,
 ) -> ExitStack:
-    """All stages at once. A given layer's row is at timestep 0; what counts is the one that is drawn."""
+    """All stages at once, for all of x or a window of it. A given layer's row is at timestep 0; what counts is the one
+    that is drawn."""
     stack = ExitStack()
     level = float(schedule.sigma(t.max())) if stages else 0.0
     for stage in stages:
-        stack.enter_context(stage.at(network, level, x))
+        stack.enter_context(stage.at(network, level, x, window))
     return stack

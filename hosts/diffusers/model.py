@@ -19,6 +19,7 @@ from ...core.protocols import AttentionRule, Condition, Site
 from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule, Prediction
 from ...core.shared_attention import check_free, layer_loras, per_layer, shared_attention
+from ...core.tiles import Tiles, Window, tiled
 from ..preview import Colours
 from .layer_patch import FrameStage, Stage, framed, running, staged
 from .merge import merged, twin_of
@@ -48,6 +49,7 @@ class DiffusersModel:
         self.omega = omega
         self._low_memory = False
         self._stages: tuple[Stage | FrameStage, ...] = ()
+        self._tiles: Tiles | None = None
         self._layers: tuple[Sequence[LowRankDeltas | None], Sequence[float]] | None = None
 
     def scale(self, raw: Tensor) -> Tensor:
@@ -74,18 +76,19 @@ class DiffusersModel:
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance_embedding: Tensor | None = None
     ) -> Tensor:
         check_whole(condition)
-        batch = x.shape[0]
-        t = torch.as_tensor(t, device=self.device).expand(batch)
-        stages = running(self._stages, self.unet, self.schedule, x, t)
-        with stages, self._drawn_together(), recomputing(self._units() if self._low_memory else ()):
-            output = self.unet(
-                x.to(self.device, self.dtype),
-                t,
-                encoder_hidden_states=_rows(condition.embedding, batch, "embedding").to(self.device, self.dtype),
-                timestep_cond=self._guidance(guidance_embedding, batch),
-                added_cond_kwargs=self._added(x, condition),
-                return_dict=False,
-            )[0]
+        t = torch.as_tensor(t, device=self.device).expand(x.shape[0])
+        inputs = {
+            "encoder_hidden_states": _rows(condition.embedding, len(x), "embedding").to(self.device, self.dtype),
+            "timestep_cond": self._guidance(guidance_embedding, len(x)),
+            "added_cond_kwargs": self._added(x, condition),
+        }
+
+        def predict(part: Tensor, window: Window | None) -> Tensor:
+            stages = running(self._stages, self.unet, self.schedule, x, t, window)
+            with stages, self._drawn_together(), recomputing(self._units() if self._low_memory else ()):
+                return self.unet(part.to(self.device, self.dtype), t, **inputs, return_dict=False)[0]
+
+        output = predict(x, None) if self._tiles is None else tiled(predict, x, self._tiles)
         return self.schedule.to_epsilon(output.to(x), x, t.to(x.device), self.prediction)
 
     @contextmanager
@@ -270,6 +273,14 @@ class DiffusersModel:
         other = copy.copy(self)
         stage = framed(self.unet, self.schedule, patch, strength, (start, end), image)
         other._stages = (*self._stages, stage)
+        return other
+
+    def with_tiles(self, tiles: Tiles) -> DiffusersModel:
+        """A new model that computes larger latents in tiles. ValueError if it does already."""
+        if self._tiles is not None:
+            raise ValueError("model: it is computed in tiles already; set tile to 0 in one of the two nodes")
+        other = copy.copy(self)
+        other._tiles = tiles
         return other
 
     def with_unet(self, unet: nn.Module) -> DiffusersModel:
