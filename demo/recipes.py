@@ -20,7 +20,7 @@ from ..training import diffusion, report, supervised
 from ..training.checkpoint import CheckpointError
 from ..training.loop import CHECKPOINT, Settings
 from ..training.share import Draw
-from . import architecture, classifier, data, layers, smoothing, sprites, transparency
+from . import architecture, classifier, conditions, data, layers, smoothing, sprites, transparency
 from .distil import ConsistencyRecipe, train_recipe
 from .runs import SHIPPED, finish, new_autoencoder, shipped, this_process, trained_autoencoder
 
@@ -82,6 +82,7 @@ Recipe = (
     | smoothing.SmoothRecipe
     | transparency.TransparencyRecipe
     | layers.LayerRecipe
+    | conditions.ConcatRecipe
 )
 KINDS: dict[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
@@ -91,6 +92,7 @@ KINDS: dict[str, type[Recipe]] = {
     "smooth": smoothing.SmoothRecipe,
     "transparency": transparency.TransparencyRecipe,
     "layers": layers.LayerRecipe,
+    "concat": conditions.ConcatRecipe,
 }
 
 
@@ -238,6 +240,7 @@ _TRAINERS: dict[type, Callable[..., dict[str, Any]]] = {
     smoothing.SmoothRecipe: smoothing.train_recipe,
     transparency.TransparencyRecipe: transparency.train_recipe,
     layers.LayerRecipe: layers.train_recipe,
+    conditions.ConcatRecipe: conditions.train_recipe,
 }
 
 

@@ -175,21 +175,48 @@ def pose(seed: int, index: int) -> Tensor:
     return _pose(u, (u[:, 0] * len(OBJECTS)).long())[0]
 
 
-def posed(seed: int, index: int, poses: Tensor, size: int = 128) -> tuple[Tensor, Tensor]:
-    """A scene's object in other `poses` [N, 4] (as `pose` gives them), in its place's light: straight RGBA [N, 4, S, S]
-    and its points [N, 5, 2] in pixels."""
+def posed(
+    seed: int, index: int, poses: Tensor, size: int = 128, *, place: int | None = None, side: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """A scene's object in other `poses` [N, 4] (as `pose` gives them), in its place's light or another's: straight RGBA
+    [N, 4, S, S] and its points [N, 5, 2] in pixels."""
+    kind, colour, place_, side_ = attributes(seed, index, place=place, side=side)
     u = uniform(seed, torch.tensor([index]), _NUMBERS).expand(len(poses), -1)
-    kind, colour, place, side = (
-        (u[:1, k] * n).long() for k, n in enumerate((len(OBJECTS), len(PALETTE), len(PLACES), 2))
-    )
     what, hue = OBJECTS[int(kind)], torch.tensor(PALETTE[int(colour)]).view(1, 3, 1, 1).expand(len(poses), -1, -1, -1)
-    tint, direction, strength = (each.expand(len(poses), *each.shape[1:]) for each in _light(place, side, "cpu"))
+    tint, direction, strength = (each.expand(len(poses), *each.shape[1:]) for each in _light(place_, side_, "cpu"))
     centre_x, centre_y, radius, tilt = poses.unbind(1)
     grid = (torch.arange(size) + 0.5) / size
     x, y = _own(grid, centre_x, radius)[:, None, :], _own(grid, centre_y, radius)[:, :, None]
     frame = _frame(x, y, tilt, 1 / (radius * size), u[:, 9:], direction, hue)
     rgba = _colour(what, what.draw(frame), _facing(frame), tint, strength)
     return rgba, size * _place_points(what, tilt, radius, centre_x, centre_y)
+
+
+def attributes(seed: int, index: int, *, place: int | None = None, side: int | None = None) -> tuple[Tensor, ...]:
+    """A scene's kind, colour, place and side, [1] each; a place or side that is given stands in its stead."""
+    u = uniform(seed, torch.tensor([index]), _NUMBERS)
+    drawn = [(u[:, k] * n).long() for k, n in enumerate((len(OBJECTS), len(PALETTE), len(PLACES), 2))]
+    for column, value in ((2, place), (3, side)):
+        if value is not None:
+            drawn[column] = torch.tensor([value])
+    return tuple(drawn)
+
+
+def posed_shade(seed: int, index: int, pose: Tensor, place: int, side: int, size: int = 128) -> Tensor:
+    """What a scene's object in another pose [4], in another place, does to the light there: [3, S, S]."""
+    kind, colour, place_, side_ = attributes(seed, index, place=place, side=side)
+    hue = torch.tensor(PALETTE)[colour].view(1, 3, 1, 1)
+    grid, (x, y, radius) = (torch.arange(size) + 0.5) / size, (each[None] for each in pose[:3])
+    return _shade(grid, kind, hue, _light(place_, side_, "cpu")[1], radius, x, y)[0]
+
+
+def ground(seed: int, index: int, size: int = 128) -> Tensor:
+    """Where a scene's ground is, its object away: [S, S] of booleans."""
+    place, side = attributes(seed, index)[2:]
+    u = uniform(seed, torch.tensor([index]), _NUMBERS)[:, 14:]
+    grid = (torch.arange(size) + 0.5) / size
+    x, y = (1 - grid if side else grid).expand(1, size, size), grid.view(1, -1, 1).expand(1, size, size)
+    return PLACES[int(place)].draw(Place(x, y, u, 1 / size))[1].expand(-1, size, size)[0] > 0.5
 
 
 def _frame(x: Tensor, y: Tensor, tilt: Tensor, pixel: Tensor, u: Tensor, light: Tensor, hue: Tensor) -> Frame:
