@@ -1,5 +1,6 @@
 """Every node of the pack, in the order in which people meet them."""
 
+from .conditions import VelaturaSemanticMap, VelaturaSuperResolution, VelaturaSuperResolutionModel
 from .drag import VelaturaDrag, VelaturaDragIdentity
 from .drag_editor import VelaturaDragEditor
 from .interpolate import VelaturaLatentPath, VelaturaSlerpConditioning, VelaturaSlerpLatents
@@ -11,6 +12,7 @@ from .layers import VelaturaCompositeLayers, VelaturaSaveLayers
 from .lcm import VelaturaLcmModel, VelaturaLcmSample, VelaturaLcmSampler, VelaturaLcmSchedule
 from .load import VelaturaDemoModel
 from .measure import VelaturaCompareImages
+from .paint_map import VelaturaPaintMap
 from .reconstruct import (
     VelaturaLoadInversion,
     VelaturaMorph,
@@ -64,6 +66,10 @@ NODES = [
     VelaturaPadRgb,
     VelaturaCompositeLayers,
     VelaturaSaveLayers,
+    VelaturaPaintMap,
+    VelaturaSemanticMap,
+    VelaturaSuperResolution,
+    VelaturaSuperResolutionModel,
     VelaturaDragEditor,
     VelaturaDrag,
     VelaturaDragIdentity,
