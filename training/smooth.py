@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..core.guidance import guide
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
 from ..core.schedule import NoiseSchedule
-from .diffusion import stratified
+from .diffusion import loss_weight, stratified
 from .examples import Examples, join, take
 from .loop import Job, Settings, Trained, Watch, accelerator_for, fit, no_watch, recipe_of
 from .share import share_of
@@ -32,12 +34,28 @@ Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
 @dataclass(frozen=True)
 class SmoothSettings(Settings):
     """`weight` is the papers' lambda, `memory` the share of the running mean that a step renews. `accumulate` batches
-    make one update. `prompt_dropout` is the share of empty prompts, for models used with guidance."""
+    make one update. `prompt_dropout` is the share of empty prompts, for models used with guidance.
+
+    The rest goes beyond the papers, and is theirs by default. `guidance` is the scale w of the prediction that is
+    regularised: guidance multiplies what differs between a prompt's Jacobian and the empty prompt's. `lowest` is the
+    share of the timesteps, from the least noise, that is not regularised. `plain` rows of each batch, of all
+    timesteps, are L_base's own, cheaper by half; where there are any, the `batch` others are the regulariser's alone.
+    `one_sided` leaves norms below the running mean alone: none is raised. `min_snr` is the gamma by which L_base is
+    weighed (Hang et al. 2023), 0 for not at all. `sampled`: in place of noised examples, what the student itself has
+    come to after so many DDIM steps from pure noise, at that guidance, is regularised; 0 for examples. A smooth model
+    comes through states between two pictures, of which examples have none.
+    """
 
     weight: float = 1.0
     memory: float = 0.01
     accumulate: int = 1
     prompt_dropout: float = 0.0
+    guidance: float = 1.0
+    lowest: float = 0.0
+    plain: int = 0
+    one_sided: bool = False
+    min_snr: float = 0.0
+    sampled: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +67,13 @@ class SmoothSettings(Settings):
             raise ValueError(f"accumulate: expected at least 1, got {self.accumulate}")
         if not 0 <= self.prompt_dropout < 1:
             raise ValueError(f"prompt_dropout: expected at least 0 and less than 1, got {self.prompt_dropout}")
+        if not 0 <= self.lowest < 1:
+            raise ValueError(f"lowest: expected at least 0 and less than 1, got {self.lowest}")
+        for name in ("guidance", "plain", "min_snr", "sampled"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not self.plain and (self.lowest or self.guidance != 1 or self.sampled):
+            raise ValueError("plain: expected 1 or more with lowest, guidance or sampled: L_base needs rows of its own")
 
 
 class RunningMean(nn.Module):
@@ -91,6 +116,9 @@ def variation(
     return gradient.flatten(1).norm(dim=1), noise
 
 
+Rows = tuple["Drawn", Tensor, Condition]
+
+
 @dataclass(frozen=True)
 class Drawn:
     """One batch's random numbers: timesteps [B], noise, directions, and whose prompt is dropped [B]."""
@@ -101,12 +129,12 @@ class Drawn:
     dropped: Tensor
 
 
-def drawn(z_0: Tensor, total: int, settings: SmoothSettings, generator: torch.Generator) -> Drawn:
-    """All that is random in a batch."""
-    t = stratified(len(z_0), total, generator)
+def drawn(z_0: Tensor, lowest: int, total: int, dropout: float, generator: torch.Generator) -> Drawn:
+    """All that is random in a batch, with timesteps lowest .. total-1."""
+    t = lowest + stratified(len(z_0), total - lowest, generator)
     eps = torch.randn(z_0.shape, generator=generator)
     u = torch.randn(z_0.shape, generator=generator) / z_0[0].numel() ** 0.5
-    return Drawn(t, eps, u, torch.rand(len(z_0), generator=generator) < settings.prompt_dropout)
+    return Drawn(t, eps, u, torch.rand(len(z_0), generator=generator) < dropout)
 
 
 def train(
@@ -133,8 +161,8 @@ def train(
 
     ValueError if a part of the network has no second derivative.
     """
-    if settings.prompt_dropout and null is None:
-        raise ValueError("null: prompt_dropout needs the condition of the empty prompt")
+    if (settings.prompt_dropout or settings.guidance != 1) and null is None:
+        raise ValueError("null: prompt_dropout and guidance need the condition of the empty prompt")
     # Of the attentions only the plain one can be differentiated twice.
     with (
         torch.inference_mode(False),
@@ -166,32 +194,52 @@ def _job(
 
     share = share_of(accelerator)
 
-    def losses(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """L_base, L_reg (Eq. 9) and the norm's mean over a batch of every process."""
-        z_0, condition = examples(share.first(number, settings.batch), settings.batch)
-        r = share.own(drawn(share.whole(z_0), total, settings, generator))
-        if null is not None and settings.prompt_dropout:
+    def network(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return prepared(model, x_t, t, condition, torch.zeros(len(x_t))).float()
+
+    def rows(first: int, count: int, lowest: int, dropout: float, generator: torch.Generator) -> Rows:
+        z_0, condition = examples(first, count)
+        r = share.own(drawn(share.whole(z_0), lowest, total, dropout, generator))
+        if null is not None and dropout:
             condition = without_prompts(condition, null, r.dropped)
         z_0, eps, u = (value.to(accelerator.device) for value in (z_0, r.eps, r.u))
-        omega = torch.zeros(len(z_0))
+        return replace(r, eps=eps, u=u), z_0, condition
 
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            return prepared(model, x_t, t, condition, omega).float()
+    def base(noise: Tensor, r: Drawn) -> Tensor:
+        weights = loss_weight(schedule, r.t, settings.min_snr).to(noise)
+        return (weights * (noise - r.eps).square().mean((1, 2, 3))).mean()
 
+    def losses(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """L_base, L_reg (Eq. 9) and the norm's mean over a batch of every process."""
+        first = share.first(number, settings.batch + settings.plain)
+        lowest, guided = round(settings.lowest * total), null is not None and settings.guidance != 1
+        dropout = 0.0 if guided else settings.prompt_dropout
+        r, z_0, condition = rows(first, settings.batch, lowest, dropout, generator)
+        predict = partial(network, condition=condition)
+        if null is not None and guided:
+            predict = guided_prediction(network, condition, null, settings.guidance, len(z_0))
+        if settings.sampled:
+            with accelerator.autocast():
+                z_0, r = on_path(schedule, predict, r, total - 1, settings.sampled)
         with accelerator.autocast():
-            norms, noise = variation(schedule, predict, z_0, eps, u, r.t)
+            norms, noise = variation(schedule, predict, z_0, r.eps, r.u, r.t)
         mean = accelerator.reduce(norms.detach().mean(), "mean")
-        a = running.renew(mean)
-        return (noise - eps).square().mean(), (norms - a).square().mean(), mean
+        excess = norms - running.renew(mean)
+        regulariser = (excess.clamp(min=0) if settings.one_sided else excess).square().mean()
+        if settings.plain:
+            r, z_0, condition = rows(first + settings.batch, settings.plain, 0, settings.prompt_dropout, generator)
+            with accelerator.autocast():
+                noise = network(schedule.add_noise(z_0, r.eps, r.t), r.t, condition)
+        return base(noise, r), regulariser, mean
 
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
         seen: dict[str, float] = {"base": 0.0, "regulariser": 0.0, "norm": 0.0}
         for part in range(settings.accumulate):
             last = part == settings.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(prepared):
-                base, regulariser, mean = losses(number * settings.accumulate + part, generator)
-                _backward(accelerator, (base + settings.weight * regulariser) / settings.accumulate)
-            for name, value in zip(seen, (base, regulariser, mean), strict=True):
+                loss, regulariser, mean = losses(number * settings.accumulate + part, generator)
+                _backward(accelerator, (loss + settings.weight * regulariser) / settings.accumulate)
+            for name, value in zip(seen, (loss, regulariser, mean), strict=True):
                 seen[name] += value.item() / settings.accumulate
         if settings.clip:
             accelerator.clip_grad_norm_(prepared.parameters(), settings.clip)
@@ -213,6 +261,36 @@ def _backward(accelerator: Any, loss: Tensor) -> None:
             "model: a part of this network has no second derivative, which this training needs; "
             "training.groupnorm.quicken puts in such parts: load the network anew from its files"
         ) from error
+
+
+@torch.no_grad()
+def on_path(
+    schedule: NoiseSchedule, predict: Callable[[Tensor, Tensor], Tensor], r: Drawn, last: int, steps: int
+) -> tuple[Tensor, Drawn]:
+    """DDIM from pure noise `r.eps` at timestep `last` to each row's own `r.t`, in equal steps: x0_hat and, in place of
+    `r.eps`, the noise which make the x_t of there."""
+    x, now = r.eps, torch.full_like(r.t, last)
+    z_0, eps = x, x
+    for k in range(1, steps + 1):
+        eps = predict(x, now)
+        z_0 = schedule.x0_from_epsilon(x, eps, now)
+        now = last + ((r.t - last) * k) // steps
+        x = schedule.add_noise(z_0, eps, now)
+    return z_0, replace(r, eps=eps)
+
+
+def guided_prediction(
+    network: Callable[[Tensor, Tensor, Condition], Tensor], condition: Condition, null: Condition, w: float, count: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`predict(x_t, t)` of `count` rows: eps_null + w (eps_c - eps_null), both in one call of the network."""
+    pair = join([condition, null], [count, 1])
+    pair = take(pair, torch.cat([torch.arange(count), torch.full((count,), count)]))
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        with_prompt, without = network(torch.cat([x_t, x_t]), torch.cat([t, t]), pair).chunk(2)
+        return guide(without, with_prompt, w)
+
+    return predict
 
 
 def without_prompts(condition: Condition, null: Condition, dropped: Tensor) -> Condition:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from velatura.core.ddim import ddim_transfer
 from velatura.core.protocols import Condition
 from velatura.core.schedule import NoiseSchedule, Prediction
 from velatura.hosts.diffusers import build
@@ -198,7 +199,7 @@ def test_accumulated_batches_are_one_update_with_their_mean_gradient(tmp_path):
     generator, expected = generator_at(5, 0), [torch.zeros_like(p) for p in student.parameters()]
     for part in range(2):
         z_0, condition = data(2 * part, 2)
-        r = smooth.drawn(z_0, 1000, settings(**options), generator)
+        r = smooth.drawn(z_0, 0, 1000, 0.0, generator)
         x_t = SCHEDULE.add_noise(z_0, r.eps, r.t)
         with model.differentiable():
             loss = (student(model, x_t, r.t, condition, r.t) - r.eps).square().mean()
@@ -214,7 +215,7 @@ def sorted_like(gradients: list[Tensor]) -> list[Tensor]:
 
 def test_dropped_prompts_are_the_empty_one():
     condition = Condition(seeded(4, 3, 16), seeded(4, 5), {"note": 1})
-    null = Condition(torch.zeros(1, 3, 16), torch.ones(1, 5))
+    null = Condition(torch.zeros(1, 3, 16), torch.ones(1, 5), {"note": 1})
     got = smooth.without_prompts(condition, null, torch.tensor([True, False, False, True]))
     assert torch.equal(got.embedding[[1, 2]], condition.embedding[[1, 2]])
     assert got.embedding[[0, 3]].abs().max() == 0
@@ -231,8 +232,77 @@ def test_prompts_are_dropped_as_often_as_asked(tmp_path):
     train(tmp_path, model=model, steps=20, prompt_dropout=0.5)
     share = torch.cat(seen).abs().amax((1, 2)).eq(0).float().mean()
     assert 0.3 < float(share) < 0.7
-    with pytest.raises(ValueError, match="null: prompt_dropout needs"):
+    with pytest.raises(ValueError, match="null: prompt_dropout and guidance need"):
         smooth.train(model, new_student(model), data, None, settings(), tmp_path / "other")
+    guided = settings(prompt_dropout=0.0, guidance=2.0, plain=1)
+    with pytest.raises(ValueError, match="null: prompt_dropout and guidance need"):
+        smooth.train(model, new_student(model), data, None, guided, tmp_path / "other")
+
+
+BEYOND = {"guidance": 5.0, "lowest": 0.3, "plain": 2, "one_sided": True, "min_snr": 5.0, "sampled": 2}
+
+
+def test_the_guided_prediction_is_both_rows_mixed():
+    model, condition = new_model(), Condition(seeded(2, 3, 16))
+    x, t = seeded(2, 4, 4, 4, seed=1), torch.tensor([700, 300])
+
+    def network(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return model.predict_noise(x_t, t, condition)
+
+    with torch.no_grad():
+        got = smooth.guided_prediction(network, condition, NULL, 3.0, 2)(x, t)
+        with_prompt = network(x, t, condition)
+        without = network(x, t, Condition(NULL.embedding.expand(2, -1, -1)))
+    torch.testing.assert_close(got, 3 * with_prompt - 2 * without, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sampled_state_is_the_samplers():
+    """What DDIM comes to at a row's timestep is made again from the x0_hat and the noise that are given."""
+    model, condition = new_model(), Condition(seeded(1, 3, 16))
+    x, generator = seeded(1, 4, 4, 4, seed=3), generator_at(1, 0)
+    r = smooth.Drawn(torch.tensor([399]), x, x, torch.tensor([False]))
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        return model.predict_noise(x_t, t, condition)
+
+    z_0, at = smooth.on_path(SCHEDULE, predict, r, 999, 3)
+    with torch.no_grad():
+        for t, s in ((999, 799), (799, 599), (599, 399)):
+            x = ddim_transfer(SCHEDULE, x, predict(x, torch.tensor([t])), torch.tensor(t), torch.tensor(s))
+    torch.testing.assert_close(SCHEDULE.add_noise(z_0, at.eps, at.t), x, rtol=1e-4, atol=1e-5)
+    assert smooth.drawn(z_0, 600, 1000, 0.0, generator).t.min() >= 600
+
+
+def test_rows_of_l_base_alone_leave_it_the_papers(tmp_path):
+    """With lambda 0 only they count: the update is that of a batch of them."""
+    alone = first_gradient(tmp_path / "some", weight=0.0, batch=1, prompt_dropout=0.0, plain=2)
+    model, student = new_model(), new_student(new_model())
+    generator = generator_at(0, 0)
+    smooth.drawn(data(0, 1)[0], 0, 1000, 0.0, generator)
+    z_0, condition = data(1, 2)
+    r = smooth.drawn(z_0, 0, 1000, 0.0, generator)
+    with model.differentiable():
+        loss = (student(model, SCHEDULE.add_noise(z_0, r.eps, r.t), r.t, condition, r.t) - r.eps).square().mean()
+        expected = torch.autograd.grad(loss, list(student.parameters()))
+    for mine, reference in zip(sorted_like(alone), sorted_like([g / 10 for g in expected]), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-7)
+
+
+def test_one_sided_leaves_what_is_below_the_mean(tmp_path):
+    """With a memory of one the mean is the batch's: of a batch of one nothing is above it."""
+    done = train(tmp_path / "one", steps=1, batch=1, memory=1.0, one_sided=True)
+    assert done.history["regulariser"] == [0.0]
+    both = train(tmp_path / "both", steps=1, batch=8).history["regulariser"][0]
+    above = train(tmp_path / "above", steps=1, batch=8, memory=1.0, one_sided=True).history["regulariser"][0]
+    assert 0 < above < both
+
+
+def test_what_goes_beyond_the_papers_is_resumed_bit_for_bit(tmp_path):
+    whole = train(tmp_path / "whole", **BEYOND)
+    with pytest.raises(Killed):
+        train(tmp_path / "broken", kill=5, **BEYOND)
+    resumed = train(tmp_path / "broken", resume=True, **BEYOND)
+    assert all(torch.equal(value, weights(resumed)[key]) for key, value in weights(whole).items())
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -311,7 +381,18 @@ def test_a_network_without_second_derivative_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"weight": -1.0}, {"memory": 0.0}, {"memory": 1.5}, {"accumulate": 0}, {"prompt_dropout": 1.0}]
+    "bad",
+    [
+        {"weight": -1.0},
+        {"memory": 0.0},
+        {"memory": 1.5},
+        {"accumulate": 0},
+        {"prompt_dropout": 1.0},
+        {"lowest": 1.0},
+        {"plain": -1},
+        {"plain": 0, "guidance": 5.0},
+        {"min_snr": -1.0},
+    ],
 )
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
