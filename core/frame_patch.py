@@ -198,6 +198,12 @@ class _Hooked:
         return (self.seen,)
 
     def _add(self, _: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert self.seen is not None
+        if inputs[0].shape != self.seen.shape:
+            raise ValueError(
+                "model: a patch on it changes the tokens of an attention (HyperTile, token merging), and layers meet "
+                "token by token; connect the model from before that patch"
+            )
         return (inputs[0] + self.told,)
 
     def _grow(self, part: str) -> Any:

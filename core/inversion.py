@@ -19,7 +19,7 @@ from .protocols import Condition, LatentModel, Progress, no_progress
 
 Method = Literal["null_text", "negative_prompt", "direct", "exact", "ddim"]
 METHODS: tuple[Method, ...] = get_args(Method)
-PROBE_SIDE = 8
+PROBE_SIDE = 16
 PROBE_TOLERANCE = 0.01
 """Relative difference of the probe's predicted noise: half precision stays below it, a LoRA does not."""
 
@@ -47,7 +47,8 @@ class Settings:
 
 
 class Fingerprint(NamedTuple):
-    """What tells models apart: abar_t of the schedule, and the noise predicted at a fixed point [1, C, 8, 8]."""
+    """What tells models apart: abar_t of the schedule, and the noise predicted at a fixed point [1, C, 16, 16] (8, 8
+    once: there some patches, FreeU_V2's for one, have nothing to work on at the network's bottom)."""
 
     alphas_cumprod: Tensor
     probe: Tensor
@@ -234,9 +235,9 @@ def guided(model: LatentModel, x: Tensor, t: Tensor, condition: Condition, null:
     return guide(model.predict_noise(x, at, null), eps, w)
 
 
-def fingerprint(model: LatentModel, condition: Condition) -> Fingerprint:
-    """The model's fingerprint, for one evaluation of the network on 8x8 latents under this condition's first row."""
-    noise = torch.randn(1, model.latent_channels, PROBE_SIDE, PROBE_SIDE, generator=torch.Generator().manual_seed(0))
+def fingerprint(model: LatentModel, condition: Condition, side: int = PROBE_SIDE) -> Fingerprint:
+    """The model's fingerprint, for one evaluation of the network on small latents under this condition's first row."""
+    noise = torch.randn(1, model.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
     t = torch.full((1,), len(model.schedule) // 2, device=model.device)
     pooled = None if condition.pooled is None else condition.pooled[:1]
     extras = {name: value for name, value in condition.extras.items() if name != "control"}
@@ -255,7 +256,7 @@ def check_same_model(model: LatentModel, inversion: Inversion) -> None:
     now = model.schedule.alphas_cumprod
     if now.shape != then.alphas_cumprod.shape or not torch.allclose(now, then.alphas_cumprod, rtol=1e-4, atol=1e-7):
         raise ValueError("inversion: it was made with another noise schedule; connect that model, or invert again")
-    probe = fingerprint(model, inversion.condition).probe.cpu()
+    probe = fingerprint(model, inversion.condition, then.probe.shape[-1]).probe.cpu()
     difference = float((probe - then.probe).norm() / then.probe.norm())
     if not difference <= PROBE_TOLERANCE:
         raise ValueError(

@@ -17,6 +17,11 @@ SHIPPED = Path(__file__).resolve().parent.parent / "demo" / "models" / "sprites"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that take more than a minute as well")
+    parser.addoption("--beside-table", action="store_true", help="write the table of web/docs/Beside.md from this run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "beside(outcome): a cell of the table of web/docs/Beside.md")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -56,6 +56,23 @@ def thawed(value: Any) -> Any:
     return value
 
 
+BLOCK_PATCHES = ("input_block_patch", "input_block_patch_after_skip", "output_block_patch")
+
+
+def writing_patches(patches: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """ComfyUI's `patches`, those between blocks so that they may write into what they are given (FreeU does), though
+    it is of a graph: what autograd saves of their work is a copy."""
+    return {name: [_saving_copies(p) for p in each] if name in BLOCK_PATCHES else each for name, each in patches.items()}
+
+
+def _saving_copies(patch: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, lambda saved: saved):
+            return patch(*args)
+
+    return run
+
+
 def differentiable_attention(
     attention: Callable[..., Tensor],
     q: Tensor,
@@ -74,7 +91,8 @@ def differentiable_attention(
     prefers cannot be differentiated twice.
     """
     if not skip_reshape:
-        q, k, v = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (q, k, v))  # B N C -> B H N D
+        # B N C -> B H N D. As the host's own do, keys take the rows of the queries, which a patch may have cut.
+        q, k, v = (each.reshape(len(q), -1, heads, each.shape[-1] // heads).transpose(1, 2) for each in (q, k, v))
     if mask is not None and mask.ndim < 4:  # [N, M] or [B, N, M]
         mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
     out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -24,6 +24,7 @@ _AROUND = (
 def check_asked(native: Any, guided: bool) -> None:
     """ValueError if a MODEL carries what only samplers do, or draws several layers as one sample. Patches of guidance
     matter where there is guidance."""
+    check_single(rows_of(native))
     around = sorted({_owner(each) for each in _around(native)})
     if around:
         raise ValueError(
@@ -36,7 +37,6 @@ def check_asked(native: Any, guided: bool) -> None:
             f"model: {', '.join(guidance)} on it changes the guidance of ComfyUI's samplers, and this node guides by "
             "itself, without it; connect the model from before it"
         )
-    check_single(rows_of(native))
 
 
 def _guidance(native: Any) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.lora import LowRankDeltas
 from ...core.shared_attention import Factors, check_free, hooked, per_layer, shared_attention
 from . import unet
-from .rows import rows_of
+from .rows import rows_of, whole_batches
 
 KEY = "velatura.layers"
 
@@ -53,4 +53,5 @@ def with_layers(model: Any, loras: Sequence[LowRankDeltas | None], strengths: Se
     factors = per_layer(unet.layers_of(model.model), loras, strengths, model.load_device)
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Layers(model.model, len(loras), factors))
+    whole_batches(clone)
     return clone

@@ -18,7 +18,7 @@ from ...core.layer_patch import FIRST, LayerPatch, applied, check_given, check_i
 from ...core.lora import LowRank
 from ...core.shared_attention import check_free
 from . import unet
-from .rows import rows_of
+from .rows import rows_of, whole_batches
 
 KEY = "velatura.layer_patch"
 
@@ -154,9 +154,10 @@ def with_frame_patch(
     """A clone of MODEL with an SD 1.5 patch. ValueError if it is for another network."""
     names, network = unet.names_of(model.model), unet.unet_of(model.model)
     patch.fits({name: network.get_submodule(path) for name, path in names.items()})
+    clone = model.clone()
     if patch.frames > 1:
         check_free(rows_of(model))
-    clone = model.clone()
+        whole_batches(clone)
     _attach(clone, patch, lambda levels: Frames(patch, names, strength, levels, image), (start, end))
     return clone
 

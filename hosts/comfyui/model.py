@@ -178,6 +178,7 @@ class ComfyModel:
             options["patches_replace"] = unet.replacements(unet.sites_of(unet.unet_of(base)), self._rule, present)
         if self._differentiable:
             options["optimized_attention_override"] = autograd.differentiable_attention
+            options["patches"] = autograd.writing_patches(options.get("patches", {}))
         return options
 
     def _attach(self, hooks: ExitStack, base: Any) -> None:
