@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core.protocols import Condition
 from ..core.schedule import NoiseSchedule
 from ..core.transparency import TransparencyDecoder, TransparencyEncoder
-from ..training import autoencoder, consistency, diffusion, identity, layers, smooth, supervised, transparency
+from ..training import autoencoder, concat, consistency, diffusion, identity, layers, smooth, supervised, transparency
 from ..training.adapters import LowRankLayers
 from ..training.checkpoint import read_tensors, write_tensors
 from ..training.loop import CHECKPOINT, Settings, Trained
@@ -182,6 +182,16 @@ def run_layers(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
     return layers.train(model, loras, examples, NULL, settings, folder, **options)
 
 
+def run_concat(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
+    model = new_model()
+
+    def examples(first: int, count: int) -> tuple[Tensor, Condition, Tensor]:
+        return *prompted(first, count), rows(first, count, 8, 4, 4, kind=1)
+
+    settings = concat.ConcatSettings(**fields(batch, given_dropout=0.3, prompt_dropout=0.3))
+    return concat.train(model, concat.ToldLayers(model.layers(), 8, 2), examples, NULL, settings, folder, **options)
+
+
 def run_identity(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
     """Learns one picture, in half a minute: every process the same, with nothing to resume."""
     latents, condition = prompted(0, 1)
@@ -200,6 +210,7 @@ TRAINERS: dict[str, Run] = {
     "smooth": run_smooth,
     "transparency": run_transparency,
     "layers": run_layers,
+    "concat": run_concat,
     "identity": run_identity,
 }
 
