@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -19,7 +20,6 @@ from .protocols import Condition, LatentModel, Progress, no_progress
 
 Method = Literal["null_text", "negative_prompt", "direct", "exact", "ddim"]
 METHODS: tuple[Method, ...] = get_args(Method)
-PROBE_SIDE = 16
 PROBE_TOLERANCE = 0.01
 """Relative difference of the probe's predicted noise: half precision stays below it, a LoRA does not."""
 
@@ -47,8 +47,8 @@ class Settings:
 
 
 class Fingerprint(NamedTuple):
-    """What tells models apart: abar_t of the schedule, and the noise predicted at a fixed point [1, C, 16, 16] (8, 8
-    once: there some patches, FreeU_V2's for one, have nothing to work on at the network's bottom)."""
+    """What tells models apart: abar_t of the schedule, and the noise predicted at a fixed point [1, C, h, w] of the
+    pictures' own size: a model may be told of a layer of that size, and some patches cannot work on less."""
 
     alphas_cumprod: Tensor
     probe: Tensor
@@ -127,7 +127,7 @@ def invert(
         guidance=settings.guidance,
         timesteps=settings.timesteps,
         x_0=x_0,
-        fingerprint=fingerprint(engine, condition),
+        fingerprint=fingerprint(engine, condition, x_0.shape[2:]),
         **{"condition": condition, "null": null, "losses": torch.zeros(len(settings.timesteps), len(x_0)), **found},
     )
     return replace(on_cpu(inversion), evaluations=counted.evaluations)
@@ -235,9 +235,10 @@ def guided(model: LatentModel, x: Tensor, t: Tensor, condition: Condition, null:
     return guide(model.predict_noise(x, at, null), eps, w)
 
 
-def fingerprint(model: LatentModel, condition: Condition, side: int = PROBE_SIDE) -> Fingerprint:
-    """The model's fingerprint, for one evaluation of the network on small latents under this condition's first row."""
-    noise = torch.randn(1, model.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+def fingerprint(model: LatentModel, condition: Condition, size: Sequence[int]) -> Fingerprint:
+    """The model's fingerprint, for one evaluation of the network on a latent of `size` (h, w) under this condition's
+    first row."""
+    noise = torch.randn(1, model.latent_channels, *size, generator=torch.Generator().manual_seed(0))
     t = torch.full((1,), len(model.schedule) // 2, device=model.device)
     pooled = None if condition.pooled is None else condition.pooled[:1]
     extras = {name: value for name, value in condition.extras.items() if name != "control"}
@@ -256,7 +257,7 @@ def check_same_model(model: LatentModel, inversion: Inversion) -> None:
     now = model.schedule.alphas_cumprod
     if now.shape != then.alphas_cumprod.shape or not torch.allclose(now, then.alphas_cumprod, rtol=1e-4, atol=1e-7):
         raise ValueError("inversion: it was made with another noise schedule; connect that model, or invert again")
-    probe = fingerprint(model, inversion.condition, then.probe.shape[-1]).probe.cpu()
+    probe = fingerprint(model, inversion.condition, then.probe.shape[2:]).probe.cpu()
     difference = float((probe - then.probe).norm() / then.probe.norm())
     if not difference <= PROBE_TOLERANCE:
         raise ValueError(

@@ -62,7 +62,8 @@ BLOCK_PATCHES = ("input_block_patch", "input_block_patch_after_skip", "output_bl
 def writing_patches(patches: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """ComfyUI's `patches`, those between blocks so that they may write into what they are given (FreeU does), though
     it is of a graph: what autograd saves of their work is a copy."""
-    return {name: [_saving_copies(p) for p in each] if name in BLOCK_PATCHES else each for name, each in patches.items()}
+    between = {name: [_saving_copies(patch) for patch in patches[name]] for name in BLOCK_PATCHES if name in patches}
+    return {**patches, **between}
 
 
 def _saving_copies(patch: Callable[..., Any]) -> Callable[..., Any]:
