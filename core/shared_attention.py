@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .lora import LowRank, LowRankDeltas, diffusers_name, layers_per_block, low_rank
@@ -60,7 +61,7 @@ def hooked(modules: Mapping[str, nn.Module], factors: Mapping[str, Factors]) -> 
     """`layer_loras` with factors from `per_layer`."""
     with ExitStack() as hooks:
         for name, each in factors.items():
-            hooks.callback(modules[name].register_forward_hook(_adding(each)).remove)
+            hooks.callback(modules[name].register_forward_hook(_adding(each, modules[name])).remove)
         yield
 
 
@@ -105,11 +106,14 @@ def _fitted(name: str, low: LowRank, module: Any, strength: float, device: torch
     return LowRank(up.to(device), down.to(device), low.scale * strength)
 
 
-def _adding(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """A forward hook: W' x = W x + scale * up(down(x)), with each row's own factors."""
+def _adding(factors: Factors, module: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A forward hook for the module: W' x = W x + scale * up(down(x)), with each row's own factors."""
+    count, pointwise = len(factors), isinstance(module, nn.Linear)
+    if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+        pointwise = module.stride == (1, 1) and module.padding == (0, 0)
+    kept: list[tuple[Tensor, Tensor]] = []
 
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        count = len(factors)
+    def one_by_one(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         _check(len(output), count)
         x, parts = inputs[0], []
         for number, low in enumerate(factors):
@@ -117,7 +121,35 @@ def _adding(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor
             parts.append(part if low is None else part + low_rank(module, low, x[number::count]))
         return torch.stack(parts, 1).flatten(0, 1)
 
-    return add
+    def at_once(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        _check(len(output), count)
+        x = inputs[0] if isinstance(module, nn.Linear) else inputs[0].flatten(2).mT  # (S F) N C
+        if torch.is_grad_enabled():
+            down, up = side_by_side(factors, x)
+        else:
+            if not kept or (kept[0][0].dtype, kept[0][0].device) != (x.dtype, x.device):
+                kept[:] = [side_by_side(factors, x)]
+            down, up = kept[0]
+        more = x.reshape(-1, count, x[0].numel() // x.shape[-1], x.shape[-1]) @ down @ up  # S F N C
+        if not isinstance(module, nn.Linear):
+            more = more.mT
+        return output + more.reshape(output.shape)
+
+    return at_once if pointwise else one_by_one
+
+
+def side_by_side(factors: Factors, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of layers that see each place by itself, as [F, in, r] and [F, r, out] of x's kind, the scales within
+    them; lower ranks are filled up with zeros."""
+    there = next(low for low in factors if low is not None)
+    none = LowRank(torch.zeros_like(there.up), torch.zeros_like(there.down))
+    rank = max(len(low.down) for low in factors if low is not None)
+    downs, ups = [], []
+    for low in (none if low is None else low for low in factors):
+        missing = rank - len(low.down)
+        downs.append(F.pad(low.down.flatten(1), (0, 0, 0, missing)).mT)
+        ups.append(F.pad(low.scale * low.up.flatten(1), (0, missing)).mT)
+    return torch.stack(downs).to(x), torch.stack(ups).to(x)
 
 
 def check_single(rows: int) -> None:

@@ -18,7 +18,12 @@ from velatura.core.shared_attention import layer_loras, shared_attention
 from .conftest import Loaded
 
 ATTENTION = "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
-SHAPES = {ATTENTION: (160, 160), "down_blocks_0_resnets_0_conv1": (96, 96, 3, 3), "time_embedding_linear_2": (384, 384)}
+SHAPES = {
+    ATTENTION: (160, 160),
+    "down_blocks_0_resnets_0_conv1": (96, 96, 3, 3),
+    "down_blocks_0_attentions_0_proj_in": (96, 96, 1, 1),
+    "time_embedding_linear_2": (384, 384),
+}
 
 
 def lora(seed: int, *names: str) -> LowRankDeltas:
@@ -26,8 +31,8 @@ def lora(seed: int, *names: str) -> LowRankDeltas:
     entries = {}
     for name in names:
         out, inner, *kernel = SHAPES[name]
-        up = torch.randn(out, 2, *(1 for _ in kernel), generator=generator)
-        down = torch.randn(2, inner, *kernel, generator=generator) / (inner * len(kernel or [1])) ** 0.5
+        up = torch.randn(out, 1 + seed, *(1 for _ in kernel), generator=generator)
+        down = torch.randn(1 + seed, inner, *kernel, generator=generator) / (inner * len(kernel or [1])) ** 0.5
         entries[Target("unet", name)] = LowRank(up, down, 0.5)
     return LowRankDeltas(entries)
 
