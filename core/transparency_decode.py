@@ -125,17 +125,19 @@ def _passes(network: TransparencyDecoder, image: Tensor, latent: Tensor, batch: 
         # 1, 2, 4 and 8 may each be the last: a batch does not reach beyond, nor from upright to lying.
         stop = next(goal for goal in (1, 2, 4, 8) if goal > at)
         some = TURNS[at : min(stop, at + max(1, batch))]
-        turned = (torch.cat([_turn(each, *turn) for turn in some]).to(device) for each in (image, latent))
-        for out, turn in zip(network(*turned).to(image.device).split(1), some, strict=True):
-            yield _turn_back(out, *turn)
+        turned = (torch.cat([turn(each, *how) for how in some]).to(device) for each in (image, latent))
+        for out, how in zip(network(*turned).to(image.device).split(1), some, strict=True):
+            yield turn_back(out, *how)
         at += len(some)
 
 
-def _turn(x: Tensor, mirrored: bool, quarters: int) -> Tensor:
+def turn(x: Tensor, mirrored: bool, quarters: int) -> Tensor:
+    """Pictures or latents [B, C, H, W] mirrored, then turned by quarters to the left, as a pass sees them."""
     return torch.rot90(x.flip(3) if mirrored else x, quarters, (2, 3))
 
 
-def _turn_back(x: Tensor, mirrored: bool, quarters: int) -> Tensor:
+def turn_back(x: Tensor, mirrored: bool, quarters: int) -> Tensor:
+    """The inverse of `turn`."""
     x = torch.rot90(x, -quarters, (2, 3))
     return x.flip(3) if mirrored else x
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..core import transparency_file
 from ..core.alpha import over
 from ..core.ddim import ddim_sample, ddim_timesteps
 from ..core.lora import read_lora
 from ..core.protocols import Condition, Progress
-from ..core.transparency import Convention, TransparencyDecoder, TransparencyEncoder, encode
+from ..core.transparency import encode
 from ..core.transparency_decode import decode
-from ..hosts.weights import open_weights
 from ..training import report
 from ..training.adapters import LowRankLayers, lora_tensors, write_weights
 from ..training.checkpoint import CheckpointError, fingerprint
@@ -27,6 +25,7 @@ from ..training.groupnorm import quicken
 from ..training.layers import LayerLoras, LayerSettings, train
 from . import architecture, data, distil, measure, sprites, transparency
 from .runs import MODEL, SHIPPED, finish, this_process
+from .transparency import Alpha, load_pair
 
 TRANSPARENT = MODEL.parent / "sprites-transparent.safetensors"  # those that ship
 FOREGROUND = MODEL.parent / "sprites-layer-foreground.safetensors"
@@ -58,31 +57,6 @@ class LayerRecipe(LayerSettings):
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.conditional and self.taught == "transparent":
             raise ValueError("conditional: expected 0 for a single layer, which would never be trained")
-
-
-class Alpha(NamedTuple):
-    """The pair of networks that hides alpha in a latent and finds it, and what they were trained with."""
-
-    encoder: TransparencyEncoder
-    decoder: TransparencyDecoder
-    convention: Convention
-
-
-def load_pair(name: str = SHIPPED, runs: Path = Path("runs")) -> Alpha:
-    """The pair that ships, or that of a run. CheckpointError if it is not there."""
-    ours = {"encoder": transparency.ENCODER, "decoder": transparency.DECODER}
-    files = ours if name == SHIPPED else {part: runs / name / f"{part}.safetensors" for part in ours}
-    networks: dict[str, nn.Module] = {}
-    convention = Convention()
-    for part, read in (("encoder", transparency_file.encoder_from), ("decoder", transparency_file.decoder_from)):
-        if not files[part].is_file():
-            raise CheckpointError(f"{files[part]}: no such file; run `velatura train transparency` first")
-        with open_weights(files[part]) as (tensors, metadata):
-            networks[part], convention = read(dict(tensors)), transparency_file.convention_of(metadata)
-        networks[part].eval().requires_grad_(False)
-    encoder: Any = networks["encoder"]
-    decoder: Any = networks["decoder"]
-    return Alpha(encoder, decoder, convention)
 
 
 def train_recipe(r: LayerRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:

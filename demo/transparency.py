@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..core import transparency_file
 from ..core.alpha import over, pad_rgb
 from ..core.protocols import Progress
 from ..core.transparency import Convention, TransparencyDecoder, TransparencyEncoder, encode
 from ..core.transparency_decode import decode
+from ..hosts.weights import open_weights
 from ..training import report
 from ..training import transparency as training
-from ..training.checkpoint import fingerprint
+from ..training.checkpoint import CheckpointError, fingerprint
 from ..training.groupnorm import quicken
 from ..training.transparency import Frozen, Pair, Pictures, TransparencySettings, train, write_half
 from . import measure, sprites
-from .runs import MODEL, finish, shipped, this_process
+from .runs import MODEL, SHIPPED, finish, shipped, this_process
 
 ENCODER_WIDTHS = (16, 32, 64, 96)
 DECODER_WIDTHS = (16, 32, 64, 96)
@@ -29,20 +31,24 @@ DECODER = MODEL.parent / "sprites-transparent-decoder.safetensors"
 
 @dataclass(frozen=True)
 class TransparencyRecipe(TransparencySettings):
-    """`opaque` is the share of whole scenes, without any transparency."""
+    """`opaque` is the share of whole scenes, without any transparency. `start_from`, another run of this kind or
+    "shipped", has the pair that is trained on."""
 
     scenes_seed: int = 1
     opaque: float = 0.05
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.opaque <= 1:
             raise ValueError(f"opaque: expected 0 .. 1, got {self.opaque}")
+        if self.keep_encoder and not self.start_from:
+            raise ValueError("keep_encoder: expected start_from to name the run whose encoder is kept")
 
 
 def train_recipe(r: TransparencyRecipe, folder: Path, progress: Progress, resume: bool) -> dict[str, Any]:
     """Train the pair that the recipe describes; its files are `encoder.safetensors` and `decoder.safetensors`."""
-    encoder, decoder = new_pair(r.seed)
+    encoder, decoder = _start(r, folder.parent)
     vae = shipped()[0]["vae"].eval().requires_grad_(False)
     frozen = frozen_autoencoder(vae)
 
@@ -63,6 +69,40 @@ def train_recipe(r: TransparencyRecipe, folder: Path, progress: Progress, resume
             write_half(folder / f"{name}.safetensors", part, r.convention)
         sample(best)
     return {name: values[-1] for name, values in done.history.items()}
+
+
+def _start(r: TransparencyRecipe, runs: Path) -> tuple[TransparencyEncoder, TransparencyDecoder]:
+    if not r.start_from:
+        return new_pair(r.seed)
+    pair = load_pair(r.start_from, runs)
+    if pair.convention != r.convention:
+        raise CheckpointError(f"start_from: {r.start_from} was trained with {pair.convention}, not {r.convention}")
+    return pair.encoder.float().requires_grad_(), pair.decoder.float().requires_grad_()
+
+
+class Alpha(NamedTuple):
+    """The pair of networks that hides alpha in a latent and finds it, and what they were trained with."""
+
+    encoder: TransparencyEncoder
+    decoder: TransparencyDecoder
+    convention: Convention
+
+
+def load_pair(name: str = SHIPPED, runs: Path = Path("runs")) -> Alpha:
+    """The pair that ships, or that of a run. CheckpointError if it is not there."""
+    ours = {"encoder": ENCODER, "decoder": DECODER}
+    files = ours if name == SHIPPED else {part: runs / name / f"{part}.safetensors" for part in ours}
+    networks: dict[str, nn.Module] = {}
+    convention = Convention()
+    for part, read in (("encoder", transparency_file.encoder_from), ("decoder", transparency_file.decoder_from)):
+        if not files[part].is_file():
+            raise CheckpointError(f"{files[part]}: no such file; run `velatura train transparency` first")
+        with open_weights(files[part]) as (tensors, metadata):
+            networks[part], convention = read(dict(tensors)), transparency_file.convention_of(metadata)
+        networks[part].eval().requires_grad_(False)
+    encoder: Any = networks["encoder"]
+    decoder: Any = networks["decoder"]
+    return Alpha(encoder, decoder, convention)
 
 
 def new_pair(seed: int) -> tuple[TransparencyEncoder, TransparencyDecoder]:

@@ -103,8 +103,8 @@ class Pair(nn.Module):
         std: Tensor,
         scale: Tensor,
         decode: Any,
-        turned: tuple[bool, int],
-        moved: Tensor | None,
+        turned: tuple[bool, int] = TURNS[0],
+        moved: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """([alpha, colour] [B, 4, H, W], what the frozen autoencoder makes of the adjusted latent). `scale` is
         lambda_offset for each sample [B, 1, 1, 1]; `moved` [B, C, h, w], if not None, is what the latent is off by in
@@ -139,7 +139,7 @@ def new_pair(
 
 
 def misses(latent: Tensor, generator: torch.Generator) -> Tensor:
-    """What a model that draws latents of this shape [B, C, h, w] misses them by, of mean square 1: all of a picture
+    """What a model that draws latents of this shape [B, C, h, w] misses them by, of mean square about 1: all of a picture
     alike, large parts of it, and each place by itself, in shares drawn for each picture."""
     b, c, h, w = latent.shape
     noises = [torch.randn(b, c, *size, generator=generator) for size in ((1, 1), (3, 3), (h, w))]

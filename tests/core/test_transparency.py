@@ -9,7 +9,7 @@ from velatura.core import stripes
 from velatura.core import transparency as tr
 from velatura.core import transparency_file as files
 from velatura.core.alpha import pad_rgb
-from velatura.core.transparency_decode import TURNS, _turn, _turn_back, decode
+from velatura.core.transparency_decode import TURNS, decode, turn, turn_back
 
 WIDTHS = (8, 8, 16, 24)
 
@@ -192,20 +192,20 @@ def test_padded_heads_attend_as_plain_ones():
     torch.testing.assert_close(attention(x), expected)
 
 
-@pytest.mark.parametrize("turn", TURNS)
-def test_a_turn_is_turned_back(turn):
+@pytest.mark.parametrize("how", TURNS)
+def test_a_turn_is_turned_back(how):
     x = torch.arange(24.0).view(1, 2, 3, 4)
-    assert torch.equal(_turn_back(_turn(x, *turn), *turn), x)
+    assert torch.equal(turn_back(turn(x, *how), *how), x)
 
 
 def test_the_turns_are_all_eight():
     x = torch.arange(9.0).view(1, 1, 3, 3)
-    assert len({tuple(_turn(x, *turn).flatten().tolist()) for turn in TURNS}) == 8
+    assert len({tuple(turn(x, *how).flatten().tolist()) for how in TURNS}) == 8
 
 
 def reference(network, image, latent, count):
     """Pass after pass, as it is published: turn, decode, turn back, lower median."""
-    seen = [_turn_back(network(_turn(image, *turn), _turn(latent, *turn)).clamp(0, 1), *turn) for turn in TURNS[:count]]
+    seen = [turn_back(network(turn(image, *how), turn(latent, *how)).clamp(0, 1), *how) for how in TURNS[:count]]
     return torch.stack(seen).sort(0).values[(count - 1) // 2], torch.stack(seen).mean(0)
 
 

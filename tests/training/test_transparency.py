@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from velatura.core.transparency import TransparencyDecoder, TransparencyEncoder
-from velatura.training.transparency import Frozen, Pair, TransparencySettings, reconstruction_loss, train
+from velatura.training.transparency import Frozen, Pair, TransparencySettings, misses, reconstruction_loss, train
 
 WIDTHS = (8, 8, 8, 8)
 SETTINGS = {"steps": 6, "batch": 2, "rate": 1e-3, "warmup": 0, "save_every": 3, "adversarial_from": 2}
@@ -50,6 +50,29 @@ def test_a_dropped_offset_leaves_the_autoencoders_own_latent():
     scale = torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
     _, image = whole(colour, alpha, mean, std, scale, frozen().decode)
     assert torch.equal(image[0], frozen().decode(mean)[0]) and not torch.equal(image[1], frozen().decode(mean)[1])
+
+
+def test_the_decoder_alone_is_trained_on_turned_and_shaken_latents_and_the_encoder_kept(tmp_path):
+    """Latents made with the encoder before stay good only if no bit of it changes."""
+    encoder, decoder = pair()
+    before = [{name: value.clone() for name, value in part.state_dict().items()} for part in (encoder, decoder)]
+    alone = TransparencySettings(**SETTINGS | {"keep_encoder": True, "turned": True, "shake": 0.1})
+    train(encoder, decoder, frozen(), pictures, alone, tmp_path)
+    kept, moved = (
+        all(torch.equal(value, part.state_dict()[name]) for name, value in old.items())
+        for old, part in zip(before, (encoder, decoder), strict=True)
+    )
+    assert kept and not moved
+    with pytest.raises(ValueError, match="keep_encoder trains the decoder alone"):
+        TransparencySettings(shake=0.1)
+
+
+def test_what_a_model_misses_has_mean_square_one_at_every_extent():
+    """Noise of every extent would be a mere number of `shake`, were its size not known."""
+    off = misses(torch.empty(4000, 2, 8, 8, device="meta"), torch.Generator().manual_seed(0))
+    whole, own = off.mean((2, 3)).square().mean(), (off - off.mean((2, 3), keepdim=True)).square().mean()
+    assert 0.2 < float(whole) < 0.6 and 0.2 < float(own) < 0.7
+    assert 0.7 < float(off.square().mean()) < 1.05  # what is spread between places has a little less
 
 
 def test_killed_and_resumed_is_bit_for_bit_the_whole_run(tmp_path):
