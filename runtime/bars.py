@@ -60,6 +60,11 @@ def reporting(name: str) -> Iterator[Progress]:
             bar.close()
 
 
+def note(line: str) -> None:
+    """A line for people, above the bar."""
+    tqdm.write(line, file=sys.stderr)
+
+
 def _new_bar(name: str, total: int) -> tqdm[Any]:
     # Where stderr is no terminal, a line now and then.
     return tqdm(total=total, desc=name, file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 10.0)

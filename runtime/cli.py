@@ -87,9 +87,31 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--out", metavar="DIR", help="where the run lives, and goes on (default: runs/RECIPE)")
     train.set_defaults(command=_train)
 
-    for each in (run, nodes, bench, train):
+    sweep = _add_sweep(commands)
+
+    for each in (run, nodes, bench, train, sweep):
         each.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     return top
+
+
+def _add_sweep(commands: Any) -> argparse.ArgumentParser:
+    sweep = commands.add_parser(
+        "sweep",
+        help="render and measure many settings of a workflow",
+        description="Do what is left of a sweep file: many prompts, seeds and settings of one workflow, by processes "
+        "here, on a Ray cluster or by ComfyUI servers, into one table. Stopped, the same command goes on.",
+    )
+    sweep.add_argument("file", metavar="SWEEP.toml", help="what varies, what is measured, and where it runs")
+    sweep.add_argument("--out", metavar="DIR", help="where the table and the pictures go (default: what the file says)")
+    sweep.add_argument("--plan", action="store_true", help="say what there is to do, and do nothing")
+    sweep.set_defaults(command=_sweep)
+    return sweep
+
+
+def _sweep(arguments: argparse.Namespace) -> dict[str, Any]:
+    from .commands import sweep
+
+    return sweep(arguments.file, arguments.out, arguments.plan, show=not arguments.json)
 
 
 def _add_serve(commands: Any) -> None:

@@ -185,6 +185,17 @@ def train(recipe: str, out: str | None, show: bool) -> dict[str, Any]:
     return figures
 
 
+def sweep(file: str, out: str | None, plan_only: bool, show: bool) -> dict[str, Any]:
+    """Do what is left of a sweep file, or say what that is."""
+    from .sweep.run import run as run_sweep
+
+    with bars.reporting("sweep") as progress:
+        figures = run_sweep(file, out=out, progress=progress, told=bars.note, plan_only=plan_only)
+    if show:
+        _table(figures)
+    return figures
+
+
 def _table(figures: Mapping[str, Any]) -> None:
     width = max(map(len, figures), default=0)
     for key, value in figures.items():

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import widgets
 from .graph import title
 from .problems import WorkflowError, did_you_mean
 from .validate import CONVERT, WORDS
 from .workflow import Workflow
+
+
+class Place(NamedTuple):
+    """An input of a node, by the node's id."""
+
+    node: str
+    input: str
 
 
 def apply(workflow: Workflow, schemas: Mapping[str, widgets.Schema], settings: list[str]) -> None:
@@ -19,20 +26,42 @@ def apply(workflow: Workflow, schemas: Mapping[str, widgets.Schema], settings: l
     """
     for setting in settings:
         target, given, text = setting.partition("=")
-        name, dot, input_ = target.rpartition(".")
-        if not given or not dot or not name or not input_:
+        if not given or not all(target.rpartition(".")):
             raise WorkflowError(f"“{setting}” is not a setting: write NODE.INPUT=VALUE, such as KSampler.seed=7")
-        id_ = _find(workflow.prompt, name)
-        node = workflow.prompt[id_]
-        schema = schemas.get(node["class_type"])
-        if schema is None:
-            raise WorkflowError(f"“{setting}”: there is no node “{node['class_type']}” here")
-        value = _value(schema, title(node), input_, text)
-        node["inputs"][input_] = value
-        _store(workflow.document, id_, schema, input_, value)
+        place = find(workflow.prompt, schemas, target)
+        put(workflow, schemas, place, value(workflow.prompt, schemas, place, text))
 
 
-def _find(prompt: Mapping[str, Any], name: str) -> str:
+def find(prompt: Mapping[str, Any], schemas: Mapping[str, widgets.Schema], target: str) -> Place:
+    """The input that NODE.INPUT names. WorkflowError if it names nothing, or several things."""
+    name, dot, input_ = target.rpartition(".")
+    if not dot or not name or not input_:
+        raise WorkflowError(f"“{target}” names no input: write NODE.INPUT, such as KSampler.seed")
+    id_ = node(prompt, name)
+    schema = schemas.get(prompt[id_]["class_type"])
+    if schema is None:
+        raise WorkflowError(f"“{target}”: there is no node “{prompt[id_]['class_type']}” here")
+    names = [name for name, *_ in widgets.sockets(schema)]
+    if input_ not in names:
+        raise WorkflowError(f"“{title(prompt[id_])}” has no input “{input_}”.{did_you_mean(input_, names)}")
+    return Place(id_, input_)
+
+
+def value(prompt: Mapping[str, Any], schemas: Mapping[str, widgets.Schema], place: Place, text: str) -> Any:
+    """A value as its input holds it. WorkflowError if it is not of the input's type."""
+    named = prompt[place.node]
+    return _value(schemas[named["class_type"]], title(named), place.input, text)
+
+
+def put(workflow: Workflow, schemas: Mapping[str, widgets.Schema], place: Place, value: Any) -> None:
+    """Set an input, in the graph and in the saved form."""
+    changed = workflow.prompt[place.node]
+    changed["inputs"][place.input] = value
+    _store(workflow.document, place.node, schemas[changed["class_type"]], place.input, value)
+
+
+def node(prompt: Mapping[str, Any], name: str) -> str:
+    """The id of the node that is called so: an id, a title or a class. WorkflowError if none is, or several."""
     if name in prompt:
         return name
     titled = [id_ for id_, node in prompt.items() if title(node).casefold() == name.casefold()]
@@ -47,10 +76,7 @@ def _find(prompt: Mapping[str, Any], name: str) -> str:
 
 
 def _value(schema: widgets.Schema, node: str, input_: str, text: str) -> Any:
-    sockets = {name: (type_, options) for name, type_, options, _ in widgets.sockets(schema)}
-    if input_ not in sockets:
-        raise WorkflowError(f"“{node}” has no input “{input_}”.{did_you_mean(input_, sockets)}")
-    type_, options = sockets[input_]
+    type_, options = next((type_, options) for name, type_, options, _ in widgets.sockets(schema) if name == input_)
     offered = widgets.choices(type_, options)
     if offered is not None:
         return next((each for each in offered if str(each) == text), text)

@@ -20,7 +20,7 @@ Schemas = Mapping[str, widgets.Schema]
 
 def check(
     prompt: Prompt,
-    nodes: Nodes,
+    nodes: Nodes | None,
     schemas: Schemas,
     known: Sequence[Problem] = (),
     *,
@@ -29,7 +29,7 @@ def check(
     """The graph with every constant in its input's type. WorkflowError lists all problems, `known` ones included.
 
     Only what `ends` need, by default all output nodes, is checked in full; a class that nobody knows is a problem
-    wherever it stands.
+    wherever it stands. Where the nodes are not here (None), what they judge themselves is left to them.
     """
     problems = list(known)
     problems += [_unknown(id_, node, schemas) for id_, node in prompt.items() if node["class_type"] not in schemas]
@@ -43,7 +43,8 @@ def check(
     reported = {(each.node, each.input) for each in known}
     for id_, node in checked.items():
         if id_ in wanted and node["class_type"] in schemas:
-            found = list(_node(id_, node, checked, schemas, nodes[node["class_type"]]))
+            cls = None if nodes is None else nodes[node["class_type"]]
+            found = list(_node(id_, node, checked, schemas, cls))
             problems += [each for each in found if (each.node, each.input) not in reported]
     problems += _cycles(checked, wanted)
     if problems:
@@ -69,8 +70,8 @@ def _unknown(id_: str, node: Mapping[str, Any], schemas: Schemas) -> Problem:
     return Problem("missing_node_type", f"there is no node “{name}” here.{hint}", id_, title(node))
 
 
-def _node(id_: str, node: Prompt, prompt: Prompt, schemas: Schemas, cls: type[ComfyNode]) -> Iterable[Problem]:
-    given, judged = node["inputs"], _arguments(cls)
+def _node(id_: str, node: Prompt, prompt: Prompt, schemas: Schemas, cls: type[ComfyNode] | None) -> Iterable[Problem]:
+    given, judged = node["inputs"], set[str]() if cls is None else _arguments(cls)
     sound = True
     for name, type_, options, required in widgets.sockets(schemas[node["class_type"]]):
         problem = None
@@ -85,7 +86,7 @@ def _node(id_: str, node: Prompt, prompt: Prompt, schemas: Schemas, cls: type[Co
         if problem is not None:
             sound = False
             yield Problem(*problem, node=id_, title=title(node), input=name)
-    if judged and sound:
+    if cls is not None and judged and sound:
         verdict = _verdict(cls, given, judged)
         if verdict is not None:
             yield Problem("custom_validation_failed", verdict, id_, title(node))
