@@ -31,7 +31,7 @@ TRANSPARENT = MODEL.parent / "sprites-transparent.safetensors"  # those that shi
 FOREGROUND = MODEL.parent / "sprites-layer-foreground.safetensors"
 BACKGROUND = MODEL.parent / "sprites-layer-background.safetensors"
 TAUGHT = {"transparent": ("transparent",), "layers": ("foreground", "background")}
-GUIDANCE = 5.0
+GUIDANCE = 3.0  # more leaves a haze around objects
 
 
 @dataclass(frozen=True)
