@@ -1,5 +1,5 @@
-# Three commands on a fresh machine: `make run` makes a picture in output/, `make serve` opens the graph in a browser,
-# `make test` passes the tests.
+# Three commands on a fresh machine: `make run` leaves layers, their blend and a PSD in output/, `make serve` opens the graph in a
+# browser, `make test` passes the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TORCH := torch==2.13.0
 .PHONY: run serve test check clean
 
 run: $(VENV)/.runtime
-	$(BIN)/velatura run example_workflows/text_to_image.json --out output
+	$(BIN)/velatura run example_workflows/layers_together.json --out output
 
 serve: $(VENV)/.serve
 	$(BIN)/velatura serve --open
