@@ -23,7 +23,7 @@ from ..core.transparency import TransparencyDecoder, TransparencyEncoder, encode
 from ..core.transparency_decode import SHARE, TOLERANCE, decode
 from ..demo import captions, classifier, layers, measure, release, sprites
 from ..training import report
-from . import _decoding, _light, _matting
+from . import _decoding, _light, _matting, _stack
 from .lcm import ratios
 
 OBJECTS, QUICK_OBJECTS = 64, 8
@@ -85,6 +85,7 @@ def run(
     figures |= transparent(bench, loras[0])
     figures |= joint(bench, loras[1:], sheet)
     figures |= joint_cost(bench, loras[1:], rounds)
+    figures |= _stack.figures(min(bench.steps, 4))
     return figures
 
 
