@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.ddim import ddim_sample, ddim_timesteps
@@ -103,51 +104,47 @@ def described(told: str) -> SpatialPatch:
 def scenes(codec: Any, text_encoder: nn.Module, r: ConcatRecipe, folder: Path, progress: Progress):
     """The recipe's views as latents with their prompts and what is given, drawn and encoded once."""
     rank, of, wait = this_process()
-    vae = quicken(codec.vae)
-    made_by = fingerprint([*codec.vae.state_dict().values()]) + f" {r.near} {r.several} {r.farther}"
+    made_by = f"{fingerprint(codec.vae.state_dict().values())} {r.near} {r.several} {r.farther}"
     which = {"seed": r.scenes_seed, "count": r.scenes, "bare": 0.0, "made_by": made_by}
-    seen = partial(views.views, near=r.near, several=r.several, farther=r.farther)
-
-    def painted(seed: int, indices: Tensor, _: float) -> tuple[Tensor, list[str]]:
-        view = seen(seed, indices)
-        return view.picture * 2 - 1, view.captions
-
-    def mapped(seed: int, indices: Tensor, _: float) -> tuple[Tensor, list[str]]:
-        view = seen(seed, indices)
-        return view.classes[:, None], view.captions
-
-    def small(seed: int, indices: Tensor, _: float) -> tuple[Tensor, list[str]]:
-        view = seen(seed, indices)
-        return degrade.degraded(view.picture, seed, indices), view.captions
-
-    whole: dict[str, Any] = {**which, "process": (rank, of), "progress": progress}
-    home = folder / "latents"
-    data.encode_blocks(vae, home / "pictures", style=painted, **whole)
-    told = home / r.told
-    data.encode_blocks(vae, told, style=mapped if r.told == "semantic" else small, encode=lambda each: each, **whole)
-    if r.told == "superres":
-        data.encode_blocks(vae, home / "bicubic", style=small, encode=partial(of_bicubic, vae), **whole)
+    vae, home = quicken(codec.vae), folder / "latents"
+    how = {"style": partial(_drawn, r), "encode": partial(_encoded, r.told, vae)}
+    data.encode_blocks(vae, home, **which, **how, process=(rank, of), progress=progress)
     wait()
-    latents, ids = data.read_blocks(home / "pictures", **which)
-    given = data.read_blocks(told, **which)[0]
-    given = given.byte() if r.told == "semantic" else given
-    near = data.read_blocks(home / "bicubic", **which)[0] if r.told == "superres" else None
-    rows = shuffled_rows(len(latents), r.seed)
+    together, ids = data.read_blocks(home, **which)
+    channels = codec.latent_channels
+    rows = shuffled_rows(len(together), r.seed)
 
     def examples(first: int, count: int) -> tuple[Tensor, Condition, Tensor]:
         chosen = rows(first, count)
-        z_0 = latents[chosen].float() * codec.scaling_factor
-        condition = distil.encoded(text_encoder, ids[chosen])
-        if near is None:
-            return z_0, condition, class_cells(given[chosen, 0].long(), len(views.CLASSES), FACTOR)
-        return z_0, condition, given_of(given[chosen].float(), near[chosen].float() * codec.scaling_factor)
+        both, condition = together[chosen].float(), distil.encoded(text_encoder, ids[chosen])
+        z_0, told = both[:, :channels] * codec.scaling_factor, both[:, channels:]
+        if r.told == "semantic":
+            classes = F.pixel_shuffle(told, FACTOR)[:, 0].long()
+            return z_0, condition, class_cells(classes, len(views.CLASSES), FACTOR)
+        near, small = told[:, :channels] * codec.scaling_factor, F.pixel_shuffle(told[:, channels:], FACTOR // SCALE)
+        return z_0, condition, given_of(small, near)
 
     return examples
 
 
-def of_bicubic(vae: nn.Module, small: Tensor) -> Tensor:
-    """The unscaled latents of small pictures [B, 3, h, w] in 0 .. 1, enlarged the classic way."""
-    return encode_mean(vae, bicubic(small.float(), SCALE) * 2 - 1)
+def _drawn(r: ConcatRecipe, seed: int, indices: Tensor, _: float) -> tuple[Tensor, list[str]]:
+    """A view and what is told of it in one picture [B, C, S, S]: `data.Style`."""
+    view = views.views(seed, indices, near=r.near, several=r.several, farther=r.farther)
+    if r.told == "semantic":
+        told = view.classes[:, None].float()
+    else:
+        told = F.interpolate(degrade.degraded(view.picture, seed, indices), scale_factor=SCALE)
+    return torch.cat([view.picture * 2 - 1, told], 1), view.captions
+
+
+def _encoded(told: str, vae: nn.Module, both: Tensor) -> Tensor:
+    """`_drawn`'s pictures as unscaled latents, with what is told of them in the latents' size below them."""
+    latent, rest = encode_mean(vae, both[:, :3]), both[:, 3:]
+    if told == "semantic":
+        return torch.cat([latent, F.pixel_unshuffle(rest, FACTOR)], 1)
+    small = rest[..., ::SCALE, ::SCALE]
+    near = encode_mean(vae, bicubic(small, SCALE) * 2 - 1)
+    return torch.cat([latent, near, F.pixel_unshuffle(small, FACTOR // SCALE)], 1)
 
 
 @torch.no_grad()
