@@ -198,11 +198,13 @@ def _measures(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise SweepError(f"[measure.{name}] there is no such measure.{did_you_mean(name, MEASURES)}")
         if not isinstance(options, dict):
             raise SweepError(f"measure: {name}: expected a table, such as [measure.{name}]")
-        known = MEASURES[name].options
-        _known(options, dict.fromkeys(known, str), f"measure.{name}")
-        lacking = [each for each, required in known.items() if required and each not in options]
+        _known(options, MEASURES[name].options, f"measure.{name}")
+        lacking = sorted(MEASURES[name].needs - set(options))
         if lacking:
             raise SweepError(f"[measure.{name}] {lacking[0]}: it has no value; {MEASURES[name].about}")
+        for each in {"frames", "rows"} & set(options):
+            if options[each] < 1:
+                raise SweepError(f"[measure.{name}] {each}: expected at least 1, got {options[each]}")
         found[name] = dict(options)
     return found
 

@@ -80,7 +80,7 @@ def processes(sweep: Sweep, where: Workers) -> tuple[list[Process], ThreadPoolEx
     return [Process(f"worker {n + 1}", sweep, threads, pool) for n in range(where.count)], pool
 
 
-def _main(line: Connection, input_: str, measures: dict[str, dict[str, str]], home: str, threads: int) -> None:
+def _main(line: Connection, input_: str, measures: dict[str, dict[str, Any]], home: str, threads: int) -> None:
     # Ctrl+C is for the one who hands out the tasks; it ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -19,15 +19,16 @@ Figures = dict[str, float]
 @dataclass(frozen=True)
 class Measure:
     """`measure(pictures, settings, options)`: figures for each of a task's pictures [3, H, W] in 0 .. 1. `options` are
-    the names of what a sweep file may say of it, True where it must; `about` says that in words."""
+    what a sweep file may say of it, by name and type, `needs` what it must; `about` says that in words."""
 
-    measure: Callable[[Sequence[Tensor], Mapping[str, Any], Mapping[str, str]], list[Figures]]
-    options: dict[str, bool]
+    measure: Callable[[Sequence[Tensor], Mapping[str, Any], Mapping[str, Any]], list[Figures]]
+    options: dict[str, type]
     about: str
+    needs: frozenset[str] = frozenset()
 
 
 def measure(
-    data: Sequence[bytes], settings: Mapping[str, Any], measures: Mapping[str, Mapping[str, str]], home: str
+    data: Sequence[bytes], settings: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]], home: str
 ) -> list[Figures]:
     """All figures of a task's pictures. Paths are relative to `home`. ValueError if one cannot be measured."""
     if not measures:
@@ -56,20 +57,35 @@ def decode(data: bytes) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
-def _istd(pictures: Sequence[Tensor], settings: Mapping[str, Any], options: Mapping[str, str]) -> list[Figures]:
-    """The pictures are a walk between two noises (Smooth Diffusion, Eq. 18)."""
+def _istd(pictures: Sequence[Tensor], settings: Mapping[str, Any], options: Mapping[str, Any]) -> list[Figures]:
+    """Of a walk between two noises (Smooth Diffusion, Eq. 18): the task's pictures are its frames, or each picture is a
+    strip of so many `frames`, in `rows` where it compares models."""
     import torch
 
+    frames, count = options.get("frames", 0), options.get("rows", 1)
+    if not frames:
+        return [_walk(torch.stack(list(pictures)), "")] * len(pictures)
+    found: list[Figures] = [{} for _ in pictures]
+    for figures, picture in zip(found, pictures, strict=True):
+        if picture.shape[2] % frames or picture.shape[1] % count:
+            raise ValueError(
+                f"istd: {picture.shape[2]}x{picture.shape[1]} pixels are no {count} rows of {frames} frames"
+            )
+        for place, row in enumerate(picture.chunk(count, 1)):
+            figures |= _walk(torch.stack(row.chunk(frames, 2)), f"_{place + 1}" if count > 1 else "")
+    return found
+
+
+def _walk(frames: Tensor, name: str) -> Figures:
     from ...core.smoothness import istd, step_distances
 
-    if len(pictures) < 3:
-        raise ValueError(f"istd: expected the pictures of a walk, at least 3, got {len(pictures)}")
-    distances = step_distances(torch.stack(list(pictures)))
-    figures = {"istd": float(istd(distances)), "step_distance": float(distances.mean())}
-    return [figures] * len(pictures)
+    if len(frames) < 3:
+        raise ValueError(f"istd: expected the frames of a walk, at least 3, got {len(frames)}")
+    distances = step_distances(frames)
+    return {f"istd{name}": float(istd(distances)), f"step_distance{name}": float(distances.mean())}
 
 
-def _accuracy(pictures: Sequence[Tensor], settings: Mapping[str, Any], options: Mapping[str, str]) -> list[Figures]:
+def _accuracy(pictures: Sequence[Tensor], settings: Mapping[str, Any], options: Mapping[str, Any]) -> list[Figures]:
     """The judge of the Sprites world on what the prompt asks for."""
     import torch
 
@@ -106,7 +122,7 @@ def _judge() -> Any:
 
 
 def _likeness(name: str) -> Callable[..., list[Figures]]:
-    def measured(pictures: Sequence[Tensor], settings: Mapping[str, Any], options: Mapping[str, str]) -> list[Figures]:
+    def measured(pictures: Sequence[Tensor], settings: Mapping[str, Any], options: Mapping[str, Any]) -> list[Figures]:
         import torch
 
         path = Path(re.sub(r"\{([^{}]+)\}", lambda found: str(settings[found[1]]), options["reference"]))
@@ -143,13 +159,18 @@ def _compared(name: str, a: Tensor, b: Tensor) -> Tensor:
 
 _REFERENCE = "it needs the picture to compare with: a path, in which {NODE.INPUT} stands for a setting's value"
 MEASURES: dict[str, Measure] = {
-    "accuracy": Measure(_accuracy, {"prompt": True}, "it needs the NODE.INPUT that holds the prompt"),
-    "istd": Measure(_istd, {}, "it needs nothing: a task's pictures are the walk"),
-    **{name: Measure(_likeness(name), {"reference": True}, _REFERENCE) for name in ("psnr", "ssim", "mse", "lpips")},
+    "accuracy": Measure(
+        _accuracy, {"prompt": str}, "it needs the NODE.INPUT that holds the prompt", frozenset({"prompt"})
+    ),
+    "istd": Measure(_istd, {"frames": int, "rows": int}, "a task's pictures are the walk, or strips of `frames`"),
+    **{
+        name: Measure(_likeness(name), {"reference": str}, _REFERENCE, frozenset({"reference"}))
+        for name in ("psnr", "ssim", "mse", "lpips")
+    },
 }
 
 
-def settings_named(measures: Mapping[str, Mapping[str, str]]) -> set[str]:
+def settings_named(measures: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """The settings, as NODE.INPUT, that the measures read."""
     named = {options["prompt"] for options in measures.values() if "prompt" in options}
     return named.union(*(re.findall(r"\{([^{}]+)\}", each.get("reference", "")) for each in measures.values()))

@@ -57,7 +57,7 @@ class Plan:
             self.places[name] = self._place(name)
         self._no_input_twice()
         self.ends = self._ends()
-        self.axes = sorted(sweep.axes, key=lambda axis: -max(self._reach(name) for name in axis[0]))
+        self.axes = sorted(sweep.axes, key=lambda axis: max(map(self._reach, axis[0])), reverse=True)
         total = math.prod(len(values) for _, values in self.axes)
         if total > MOST:
             raise SweepError(f"{sweep.path}: {total} tasks are too many; {MOST} are the most")
@@ -98,10 +98,11 @@ class Plan:
             raise SweepError(f"{self.sweep.path}: pictures: “{name}” is no output node, such as Save Image")
         return [node]
 
-    def _reach(self, name: str) -> int:
-        """How many nodes run again when this input changes."""
+    def _reach(self, name: str) -> tuple[int, bool]:
+        """How many nodes run again when this input changes, and whether a model is among them."""
         changed = self.places[name].node
-        return sum(changed in graph.needed(self.base.prompt, [id_]) for id_ in self.base.prompt)
+        again = [id_ for id_ in self.base.prompt if changed in graph.needed(self.base.prompt, [id_])]
+        return len(again), any("MODEL" in self.schemas[self.base.prompt[id_]["class_type"]]["output"] for id_ in again)
 
     def _tasks(self) -> Iterator[Task]:
         names = [name for axis, _ in self.axes for name in axis]

@@ -41,7 +41,7 @@ class Result:
 class Renderer:
     """Runs graphs one after the other; models stay loaded from one to the next."""
 
-    def __init__(self, input_: str, measures: Mapping[str, Mapping[str, str]], home: str, threads: int = 0) -> None:
+    def __init__(self, input_: str, measures: Mapping[str, Mapping[str, Any]], home: str, threads: int = 0) -> None:
         import torch
 
         from ...hosts.folders import Folders
@@ -103,7 +103,7 @@ def wanted(shown: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measured(
-    files: list[tuple[bytes, str]], order: Order, measures: Mapping[str, Mapping[str, str]], home: str
+    files: list[tuple[bytes, str]], order: Order, measures: Mapping[str, Mapping[str, Any]], home: str
 ) -> list[Picture]:
     """Pictures with their figures."""
     figures = measure([data for data, _ in files], order.task.settings, measures, home)

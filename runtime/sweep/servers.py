@@ -159,14 +159,13 @@ def new_session() -> Any:
     """A session that follows nobody to another address."""
     client = _aiohttp()
     limits = client.ClientTimeout(total=None, sock_connect=10, sock_read=120)
-    return client.ClientSession(timeout=limits, middlewares=(_stay,))
+    watched = client.TraceConfig()
+    watched.on_request_redirect.append(_stay)
+    return client.ClientSession(timeout=limits, trace_configs=[watched])
 
 
-async def _stay(request: Any, handler: Any) -> Any:
-    response = await handler(request)
-    if 300 <= response.status < 400:
-        raise _aiohttp().ClientError(f"it points to another address ({response.status}); name that one")
-    return response
+async def _stay(session: Any, context: Any, asked: Any) -> None:
+    raise _aiohttp().ClientError("it points to another address; name that one in its place")
 
 
 async def schemas(where: Servers) -> dict[str, Schema]:
