@@ -242,7 +242,11 @@ def processes(
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     command += ["-m", __name__, str(folder), str(batch), str(killed), *names]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    status = subprocess.run(command, env=environment, timeout=580, check=False).returncode
+    with subprocess.Popen(command, env=environment) as launched:
+        try:
+            status = launched.wait(580)
+        finally:
+            launched.terminate()  # it ends the processes that it started, which a kill would leave behind
     found = {}
     for name in names or TRAINERS:
         files = [folder / f"{name}.{rank}.safetensors" for rank in range(count)]
