@@ -76,7 +76,7 @@ class Layers:
         alpha = torch.zeros(shape, dtype=kind.dtype, device=kind.device)
         premultiplied = alpha.repeat(1, 3, 1, 1)
         for layer in self.layers:
-            target, source = _overlap(self, layer)
+            target, source = overlap(self, layer)
             if target is None:
                 continue
             below, under = premultiplied[target], alpha[target]
@@ -88,7 +88,7 @@ class Layers:
         return unpremultiply(premultiplied, alpha), alpha
 
 
-def _overlap(canvas: Layers, layer: Layer) -> tuple[tuple | None, tuple]:
+def overlap(canvas: Layers, layer: Layer) -> tuple[tuple | None, tuple]:
     """Where the layer lies on the canvas, and which part of it does."""
     target, source = [], []
     for start, size, limit in zip(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.alpha import over
+from ..core.harmonise import harmonised
 from ..core.layers import BLENDS, Layer, Layers
 from ..hosts import host, layered
 from ._api import io, schema, ui
@@ -54,6 +55,16 @@ class VelaturaCompositeLayers(io.ComfyNode):
                     optional=True,
                     tooltip="How its colour meets what is below, as in painting programs.",
                 ),
+                io.Float.Input(
+                    "harmonise",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How far its colours go towards those of what lies behind and around it, so that it looks "
+                    "as if it stood there. 0: not; 0.2 to 0.4 is usual; 1 takes them over.",
+                ),
             ],
             outputs=[
                 LayersType.Output(display_name="layers", tooltip="All layers so far: for the next, and for saving."),
@@ -67,14 +78,15 @@ class VelaturaCompositeLayers(io.ComfyNode):
     @torch.no_grad()
     def execute(
         cls, image: Tensor, layers: Layers | None = None, mask: Tensor | None = None, name: str = "layer",
-        opacity: float = 1.0, x: int = 0, y: int = 0, blend: str = "normal",
+        opacity: float = 1.0, x: int = 0, y: int = 0, blend: str = "normal", harmonise: float = 0.0,
     ) -> io.NodeOutput:  # fmt: skip
         colour = image[..., :3].float().cpu().movedim(-1, 1).clamp(0, 1)
         alpha = alpha_of(image, mask)
         alpha = torch.ones_like(colour[:, :1]) if alpha is None else alpha
         if layers is None:
             layers = Layers(colour.shape[2], colour.shape[3])
-        made = layers.added(Layer(name.strip() or "layer", colour, alpha, opacity, x, y, blend))
+        layer = Layer(name.strip() or "layer", colour, alpha, opacity, x, y, blend)
+        made = layers.added(harmonised(layers, layer, harmonise))
         flat, shown = made.flatten()
         return io.NodeOutput(made, image_of(flat * (shown > 0)), 1 - shown[:, 0], rgba_of(flat, shown), ui=stack(made))
 

@@ -76,6 +76,15 @@ def test_composites_are_what_the_files_show(scene):
     torch.testing.assert_close(alone[3][..., 3], 1 - pixels(1)[1])
 
 
+def test_a_harmonised_layer_takes_colour_from_below_and_the_lowest_has_nothing_to_take_from():
+    (back, _), (ball, mask) = pixels(0), pixels(1)
+    below = composite(back * torch.tensor([0.2, 0.4, 1.0]), name="night", harmonise=1.0)
+    assert torch.equal(below[1], (back * torch.tensor([0.2, 0.4, 1.0])).clamp(0, 1))
+    plain, blue = (composite(ball, below[0], mask, harmonise=amount)[0].layers[1].colour for amount in (0.0, 0.5))
+    assert torch.equal(plain, ball.movedim(-1, 1))
+    assert float(blue[:, 2].mean() / blue[:, 0].mean()) > 1.2 * float(plain[:, 2].mean() / plain[:, 0].mean())
+
+
 def test_a_psd_has_the_layers_with_their_own_transparency(scene, tmp_path):
     (path,) = save(scene, tmp_path, "PSD")
     assert path == tmp_path / "sub" / "scene_00001_.psd"
