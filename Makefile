@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # An unpinned torch would bring gigabytes of GPU packages to a machine without one.
 TORCH := torch==2.13.0
 
+# Tests run in as many processes, of one thread each.
+JOBS ?= 2
+
 .PHONY: run serve test check clean
 
 run: $(VENV)/.runtime
@@ -16,7 +19,7 @@ serve: $(VENV)/.serve
 	$(BIN)/velatura serve --open
 
 test: $(VENV)/.dev node_modules/.done check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
