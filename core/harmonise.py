@@ -62,6 +62,5 @@ def harmonised(layers: Layers, layer: Layer, amount: float) -> Layer:
     reach = max(1, max(layer.alpha.shape[2:]) // 8)
     near = F.avg_pool2d(layer.alpha, 2 * reach + 1, 1, reach)[part].to(there) * there
     count = max(len(layer.colour), len(below))
-    rows = (each.expand(count, -1, -1, -1) for each in (layer.colour, layer.alpha, below, near))
-    colour = transfer(*rows, amount)
-    return replace(layer, colour=colour, alpha=layer.alpha.expand(count, -1, -1, -1))
+    colour, alpha, below, near = (each.expand(count, -1, -1, -1) for each in (layer.colour, layer.alpha, below, near))
+    return replace(layer, colour=transfer(colour, alpha, below, near, amount), alpha=alpha)
