@@ -39,9 +39,9 @@ def moments(axes: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def transfer(colour: Tensor, weight: Tensor, target: Tensor, near: Tensor, amount: float) -> Tensor:
-    """Colour [B, 3, H, W] in 0 .. 1 with the means and, within limits, the deviations of `target` (Eq. 10,
-    11), by `amount`: 0 leaves it, 1 takes them whole. `weight` and `near` [B, 1, ...] say what counts of each; a picture
-    of which nothing counts is left."""
+    """Colour [B, 3, H, W] in 0 .. 1 with the means and, within limits, the deviations of `target`, of its own size
+    (Eq. 10, 11), by `amount`: 0 leaves it, 1 takes them whole. `weight` and `near` [B, 1, ...] say what counts of each;
+    a picture of which nothing counts is left."""
     axes = to_axes(colour)
     (own, spread), (wanted, wide) = moments(axes, weight.double()), moments(to_axes(target), near.double())
     scale = (wide / spread.clamp(min=1e-6)).clamp(1 / _MOST, _MOST)

@@ -147,9 +147,9 @@ def side_by_side(factors: Factors, x: Tensor) -> tuple[Tensor, Tensor]:
     downs, ups = [], []
     for low in (none if low is None else low for low in factors):
         missing = rank - len(low.down)
-        downs.append(F.pad(low.down.flatten(1), (0, 0, 0, missing)).mT)
-        ups.append(F.pad(low.scale * low.up.flatten(1), (0, missing)).mT)
-    return torch.stack(downs).to(x), torch.stack(ups).to(x)
+        downs.append(F.pad(low.down.flatten(1).to(x), (0, 0, 0, missing)).mT)  # autocast stacks no half precision
+        ups.append(F.pad(low.scale * low.up.flatten(1).to(x), (0, missing)).mT)
+    return torch.stack(downs), torch.stack(ups)
 
 
 def check_single(rows: int) -> None:

@@ -101,6 +101,20 @@ def test_each_row_runs_with_its_layers_lora(loaded: Loaded, four: Any, prompts: 
     torch.testing.assert_close(loaded.model.predict_noise(x, t, prompts), plain, rtol=0, atol=0)
 
 
+def test_factors_in_half_precision_hold_under_autocast(loaded: Loaded, four: Any, prompts: Condition) -> None:
+    """Files are in half precision, which a processor's autocast does not take everywhere."""
+    full = lora(1, *SHAPES)
+    half = LowRankDeltas(
+        {name: LowRank(low.up.half(), low.down.half(), low.scale) for name, low in full.entries.items()}
+    )
+    seen = []
+    for each in (full, half):
+        hooks = layer_loras(loaded.model, [each, None], [1.0, 1.0])
+        with hooks, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            seen.append(loaded.model.predict_noise(*four, prompts).float())
+    torch.testing.assert_close(*seen, rtol=0.05, atol=0.05)
+
+
 def test_a_layer_without_lora_is_the_model_alone(loaded: Loaded, four: Any, prompts: Condition) -> None:
     plain = loaded.model.predict_noise(*four, prompts)
     with layer_loras(loaded.model, [None, lora(2, ATTENTION)], [1.0, 1.0]), torch.no_grad():
