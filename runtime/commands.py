@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -176,11 +177,13 @@ def bench(name: str, show: bool, **options: Any) -> dict[str, Any]:
 
 def train(recipe: str, out: str | None, show: bool) -> dict[str, Any]:
     """Run one of the demo world's recipes. Its run lives in `out`, runs/RECIPE by default, and goes on where it was."""
+    from ..core.protocols import no_progress
     from ..demo import recipes
 
-    with bars.reporting(recipe) as progress:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, as their launcher numbers them
+    with bars.reporting(recipe) if first else contextlib.nullcontext(no_progress) as progress:
         figures = recipes.run(recipe, progress=progress, folder=out)
-    if show:
+    if show and first:
         _table(figures)
     return figures
 

@@ -101,7 +101,8 @@ class Server:
             if not isinstance(data, dict) or data.get("prompt_id") != id_:
                 continue
             if told.get("type") == "execution_error":
-                return f"“{data.get('node_type')}” (node {data.get('node_id')}): {data.get('exception_message')}"
+                said = " ".join(str(data.get("exception_message")).split())
+                return f"“{data.get('node_type')}” (node {data.get('node_id')}): {said}"
             if told.get("type") == "execution_interrupted":
                 raise Gone("somebody stopped the task there")
             if told.get("type") == "execution_success" or (told.get("type") == "executing" and not data.get("node")):
