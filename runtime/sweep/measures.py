@@ -31,8 +31,6 @@ def measure(
     data: Sequence[bytes], settings: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]], home: str
 ) -> list[Figures]:
     """All figures of a task's pictures. Paths are relative to `home`. ValueError if one cannot be measured."""
-    if not measures:
-        return [{} for _ in data]
     pictures = [decode(each) for each in data]
     found: list[Figures] = [{} for _ in data]
     for name, options in measures.items():

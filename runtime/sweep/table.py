@@ -41,7 +41,9 @@ class Table:
         rows = self._read(self.path) if self.path.exists() else None
         self.rows = 0 if rows is None else rows.num_rows
         self.done: set[str] = set() if rows is None else set(rows.column("key").to_pylist())
-        self.done |= {path.stem for path in self.parts.glob("*.parquet")}
+        there = [path.stem for path in self.parts.glob("*.parquet")]
+        self.done |= set(there)
+        self._unjoined = len(there)
 
     def add(self, task: Task, result: Result, *, save_pictures: bool = True) -> None:
         """Keep a task's pictures and figures."""
@@ -57,7 +59,8 @@ class Table:
             rows.append({**fixed, **task.settings, **picture.figures})
         self._write(self.parts / f"{task.key}.parquet", arrow.Table.from_pylist(rows))
         self.done.add(task.key)
-        if len(list(self.parts.iterdir())) > max(PARTS, self.rows // 4):
+        self._unjoined += 1
+        if self._unjoined > max(PARTS, self.rows // 4):
             self.join()
 
     def join(self) -> None:
@@ -79,6 +82,7 @@ class Table:
         self.rows = whole.num_rows
         for path in parts:
             path.unlink()
+        self._unjoined = 0
 
     def close(self) -> None:
         """Let others write here."""

@@ -130,3 +130,9 @@ def test_pyarrow_that_is_not_there_is_said_before_anything_runs(tmp_path, monkey
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SweepError, match=r'pip install -e ".\[sweep\]"'):
         sweeps.run(scale.write_sweep(tmp_path, ONE, 2))
+
+
+@pytest.mark.slow
+def test_the_benchmark_times_one_worker_and_two_on_the_same_tasks():
+    figures = scale.efficiency(1, 2)
+    assert len(figures["sweep_efficiency_each_round"]) == 1 and figures["sweep_seconds_per_task"] > 0
