@@ -29,7 +29,7 @@ from ..training.share import Draw
 if TYPE_CHECKING:
     from .conditions import Bench
 
-SECONDS, SCENES, SEED, STEPS = 150.0, 512, 31, 20
+SECONDS, SCENES, SEED, STEPS = 60.0, 256, 31, 10
 SCHEDULE = NoiseSchedule.scaled_linear()
 PIXELS: dict[str, Any] = {
     "in_channels": 6,

@@ -24,10 +24,11 @@ from ..hosts.weights import open_weights
 from ..training import report
 from . import _cascade, _segments
 
-PICTURES, QUICK_PICTURES = 64, 4
+PICTURES, QUICK_PICTURES = 32, 4
 STEPS, DENOISE = 8, 1.0  # the node's own
-WAYS = ((4, 1.0), (8, 1.0), (25, 1.0), (4, 0.5), (8, 0.5), (2, 0.2))
-MAP_STEPS, GUIDANCE = 25, conditions.GUIDANCE
+WAYS = ((4, 1.0), (8, 1.0), (20, 1.0), (4, 0.5), (2, 0.2))
+MAP_STEPS, GUIDANCE = 20, conditions.GUIDANCE
+SEGMENTER = 200  # steps of the judge of maps
 BORDER = 8  # pixels on either side of a tile's border
 SHEET = Path(__file__).parent / "results" / "conditions.jpg"
 
@@ -83,7 +84,7 @@ def run(
     figures["megabytes"] = sum(Path(file).stat().st_size for file in files) / 1e6
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(runs or scratch)
-        segmenter = _segments.trained(home / "segmenter", 2 if quick else 500, progress)
+        segmenter = _segments.trained(home / "segmenter", 2 if quick else SEGMENTER, progress)
         maps = mapped(bench, semantic, segmenter, quick)
         larger = enlarged(bench, small)
         figures |= maps[0] | larger[0] | tiled(bench, small, 1 if quick else 6)

@@ -20,8 +20,8 @@ from ..core.spatial import class_cells
 from ..core.spatial_file import SpatialPatch
 from ..training import report
 from ..training.autoencoder import encode_mean
-from ..training.checkpoint import fingerprint
-from ..training.concat import ConcatSettings, ToldLayers, train, write_told
+from ..training.checkpoint import CheckpointError, fingerprint
+from ..training.concat import ConcatSettings, ToldLayers, read_told, train, write_told
 from ..training.examples import shuffled_rows
 from ..training.groupnorm import quicken
 from . import architecture, data, degrade, distil, measure, views
@@ -38,9 +38,11 @@ GUIDANCE = 3.0
 @dataclass(frozen=True)
 class ConcatRecipe(ConcatSettings):
     """`told` is "semantic", a map of `views.CLASSES`, or "superres", a picture of a quarter of the side. A share `near`
-    of the scenes are windows of larger ones, drawn up to `farther` times as large; `several` have more objects."""
+    of the scenes are windows of larger ones, drawn up to `farther` times as large; `several` have more objects.
+    `start_from`, another run of this kind, is gone on from."""
 
     told: str = "semantic"
+    start_from: str = ""
     rank: int = 24
     layers: str = "all"
     scenes: int = 4096
@@ -74,6 +76,11 @@ def train_recipe(r: ConcatRecipe, folder: Path, progress: Progress, resume: bool
     model, text, codec = load("diffusers").load_folder(MODEL)
     quicken(model.unet)
     layers = ToldLayers(model.layers(), channels(r.told), r.rank, which=r.layers, seed=r.seed)
+    if r.start_from:
+        start = folder.parent / r.start_from / f"{r.told}.safetensors"
+        if not start.is_file():
+            raise CheckpointError(f"{start}: no such result; run `velatura train {r.start_from}` first")
+        read_told(start, layers)
     encoder = text.towers[0].encoder
     examples = scenes(codec, encoder, r, folder, progress)
     null = distil.encoded(encoder, architecture.tokenize([""]))

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.layer_patch import FIRST
+from ..core.lora import read_lora
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
 from ..core.spatial import told
 from ..core.spatial_file import DIFF, SpatialPatch
@@ -37,11 +39,13 @@ Sample = Callable[["ToldLayers", Mapping[str, list[float]]], Tensor | None]
 @dataclass(frozen=True)
 class ConcatSettings(Settings):
     """`prompt_dropout` and `given_dropout` are the shares of samples that lose their prompt, and what is given (it is
-    then 0); `min_snr` the gamma of min-SNR weighting (Hang et al. 2023), 0 for the plain loss."""
+    then 0); `min_snr` the gamma of min-SNR weighting (Hang et al. 2023), 0 for the plain loss. `strength` is the share
+    of the noise levels, from none upwards, that are trained: all a model needs that starts from a picture."""
 
     prompt_dropout: float = 0.1
     given_dropout: float = 0.0
     min_snr: float = 0.0
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +54,8 @@ class ConcatSettings(Settings):
                 raise ValueError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")
         if self.min_snr < 0:
             raise ValueError(f"min_snr: expected 0 or more, got {self.min_snr}")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength: expected more than 0, up to 1, got {self.strength}")
 
 
 class ToldLayers(nn.Module):
@@ -81,6 +87,17 @@ class ToldLayers(nn.Module):
         layers = model.layers()
         with self.lora.applied(layers), told(layers[FIRST], self.columns, given):
             yield
+
+
+def read_told(path: str | os.PathLike[str], layers: ToldLayers) -> None:
+    """Go on from a file that `write_told` left. ValueError unless it is of the same layers, ranks and channels."""
+    tensors = load_file(path)
+    diff = tensors.pop(DIFF, None)
+    if diff is None or diff[:, layers.own :].shape != layers.columns.shape:
+        raise ValueError(f"{path}: expected {layers.columns.shape[1]} channels beside the noise; it is another's file")
+    layers.lora.load(read_lora(tensors))
+    with torch.no_grad():
+        layers.columns.copy_(diff[:, layers.own :])
 
 
 def write_told(path: str | os.PathLike[str], layers: ToldLayers, described: SpatialPatch) -> None:
@@ -131,7 +148,7 @@ def _job(
 ) -> Job:
     schedule = model.schedule
     # At a terminal abar of zero the weight would be 0 / 0.
-    total = int((schedule.alphas_cumprod > 0).sum())
+    total = max(1, round(settings.strength * int((schedule.alphas_cumprod > 0).sum())))
     optimizer: Any = torch.optim.AdamW(layers.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
     prepared, optimizer = accelerator.prepare(layers, optimizer)
 

@@ -14,7 +14,7 @@ from velatura.core.spatial_file import SpatialPatch, spatial_patch_from
 from velatura.hosts import load
 from velatura.hosts.diffusers import build
 from velatura.hosts.diffusers.model import DiffusersModel
-from velatura.training.concat import ConcatSettings, ToldLayers, train, write_told
+from velatura.training.concat import ConcatSettings, ToldLayers, read_told, train, write_told
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 UNET = {
@@ -130,7 +130,38 @@ def test_killed_and_resumed_is_bit_for_bit_the_whole_run(tmp_path):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.modules["layers"].state_dict().items())
 
 
-@pytest.mark.parametrize("bad", [{"given_dropout": 1.0}, {"prompt_dropout": -0.1}, {"min_snr": -1.0}])
+def test_another_run_goes_on_from_a_file_of_the_same_layers_only(tmp_path):
+    best = run(tmp_path / "first").modules["layers"]
+    path = tmp_path / "told.safetensors"
+    write_told(path, best, SpatialPatch(LayerPatch(), "small picture"))
+    layers = new_model().layers()
+    other = ToldLayers(layers, GIVEN, 2, which="attn1|conv", seed=9)
+    read_told(path, other)
+    torch.testing.assert_close(other.columns, best.columns, atol=1e-3, rtol=1e-3)
+    name = next(iter(best.lora.up))
+    torch.testing.assert_close(other.lora.up[name], best.lora.up[name], atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="expected 4 channels beside the noise"):
+        read_told(path, ToldLayers(layers, 4, 2, which="attn1|conv"))
+    with pytest.raises(ValueError, match="rank"):
+        read_told(path, ToldLayers(layers, GIVEN, 3, which="attn1|conv"))
+
+
+def test_less_strength_trains_the_lower_noise_levels_alone(tmp_path):
+    model, seen = new_model(), []
+    predict = model.predict_noise
+
+    def watched(x, t, condition):
+        seen.append(int(t.max()))
+        return predict(x, t, condition)
+
+    model.predict_noise = watched
+    run(tmp_path, ConcatSettings(**SETTINGS, strength=0.3), model=model)
+    assert 150 < max(seen) < 300
+
+
+@pytest.mark.parametrize(
+    "bad", [{"given_dropout": 1.0}, {"prompt_dropout": -0.1}, {"min_snr": -1.0}, {"strength": 0.0}]
+)
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         ConcatSettings(**bad)
