@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .conditions import check_one_batch
+from .conditions import check_one_batch, check_whole
 from .ddim import ddim_transfer
 from .guidance import guide
 from .protocols import Condition, LatentModel
@@ -60,6 +60,8 @@ def joint_sample(
     scaled latent [S or 1, C, h, w]; such a layer comes out unchanged. ValueError for what does not fit.
     """
     samples, layers = noise.shape[:2]
+    for each in (*conditions, *([] if null is None else [null])):
+        check_whole(each)
     clean = dict(clean or {})
     _check(noise, conditions, clean)
     prompt = stacked(conditions, samples)

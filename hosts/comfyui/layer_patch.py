@@ -17,7 +17,7 @@ from ...core.frame_patch import FramePatch
 from ...core.layer_patch import FIRST, LayerPatch, applied, check_given, check_inputs_free, check_size
 from ...core.lora import LowRank
 from ...core.shared_attention import check_free
-from . import unet
+from . import tiles, unet
 from .rows import rows_of, whole_batches
 
 KEY = "velatura.layer_patch"
@@ -95,14 +95,26 @@ class _Stored(nn.Module):
         return LayerPatch(low, weights, biases)
 
 
-class _Hooks:
-    """A wrapper around ComfyUI's UNet: the patch at the steps between two levels, the network alone at the others."""
+class _Span:
+    """A part of the denoising, from `start` to `end` of 0 .. 1, by the schedule that MODEL has when it is sampled: a
+    node after ours may give it another one."""
 
-    def __init__(
-        self, stored: _Stored, names: Mapping[str, str], strength: float, levels: tuple[float, float], channels: int
-    ) -> None:
+    def __init__(self, base: Any, start: float, end: float) -> None:
+        self.base, self.span = base, (start, end)
+
+    def holds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        # A given layer's row is at the last level; what counts is the one that is drawn.
+        level = float(unet.options_of(args, kwargs)["sigmas"].max())
+        start, end = (float(self.base.model_sampling.percent_to_sigma(each)) for each in self.span)
+        return end <= level <= start
+
+
+class _Hooks:
+    """A wrapper around ComfyUI's UNet: the patch at the steps of a span, the network alone at the others."""
+
+    def __init__(self, stored: _Stored, names: Mapping[str, str], strength: float, span: _Span, channels: int) -> None:
         self.stored, self.names, self.strength = stored, names, strength
-        self.levels, self.channels, self.takes = levels, channels, stored.patch().inputs(channels)
+        self.span, self.channels, self.takes = span, channels, stored.patch().inputs(channels)
 
     def __call__(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         given = None
@@ -113,7 +125,7 @@ class _Hooks:
                     f"given: the network gets {given.shape[1]} channels beside the noise in place of the given layer's "
                     f"{self.takes * self.channels}: another patch, or the conditioning, puts its own there; take it off"
                 )
-        if not _within(self.levels, args, kwargs):
+        if not self.span.holds(args, kwargs):
             return run(x, *args, **kwargs)
         with applied(_modules(run, self.names), self.stored.patch(), self.strength, given):
             return run(x, *args, **kwargs)
@@ -122,26 +134,17 @@ class _Hooks:
 class Frames:
     """The same for the SD 1.5 form."""
 
-    def __init__(
-        self, patch: FramePatch, names: Mapping[str, str], strength: float, levels: tuple[float, float], image: Any
-    ) -> None:
-        self.patch, self.names, self.strength, self.levels, self.image = patch, names, strength, levels, image
+    def __init__(self, patch: FramePatch, names: Mapping[str, str], strength: float, span: _Span, image: Any) -> None:
+        self.patch, self.names, self.strength, self.span, self.image = patch, names, strength, span, image
         self.rows = patch.frames
 
     def __call__(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not _within(self.levels, args, kwargs):
+        if not self.span.holds(args, kwargs):
             return run(x, *args, **kwargs)
         unet.check_batch(self.patch.frames, x, unet.options_of(args, kwargs))
         signals = self.patch.signals(self.image, x)
         with self.patch.applied(_modules(run, self.names), self.strength, signals):
             return run(x, *args, **kwargs)
-
-
-def _within(levels: tuple[float, float], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    options = unet.options_of(args, kwargs)
-    # A given layer's row is at the last level; what counts is the one that is drawn.
-    level, (start, end) = float(options["sigmas"].max()), levels
-    return end <= level <= start
 
 
 def _modules(run: Any, names: Mapping[str, str]) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def with_frame_patch(
     if patch.frames > 1:
         check_free(rows_of(model))
         whole_batches(clone)
-    _attach(clone, patch, lambda levels: Frames(patch, names, strength, levels, image), (start, end))
+    _attach(clone, patch, Frames(patch, names, strength, _Span(model.model, start, end), image))
     return clone
 
 
@@ -166,14 +169,25 @@ def _add_hooks(
     clone: Any, patch: LayerPatch, names: Mapping[str, str], strength: float, span: tuple[float, float]
 ) -> None:
     stored, channels = _Stored(patch), clone.model.latent_format.latent_channels
-    _attach(clone, stored, lambda levels: _Hooks(stored, names, strength, levels, channels), span)
+    hooks = _Hooks(stored, names, strength, _Span(clone.model, *span), channels)
+    _attach(clone, stored, hooks)
+    if hooks.takes:
+        _outside(clone, f"{KEY}.{id(stored)}")
 
 
-def _attach(clone: Any, stored: nn.Module, wrapper: Any, span: tuple[float, float]) -> None:
-    """The wrapper that holds for a span of the denoising, on MODEL; its weights in the host's memory management."""
+def _attach(clone: Any, stored: nn.Module, wrapper: Any) -> None:
+    """The wrapper on MODEL, its weights in the host's memory management."""
     key = f"{KEY}.{id(stored)}"
     store = comfy.model_patcher.ModelPatcher(stored, clone.load_device, clone.offload_device)
     clone.set_additional_models(key, [store])
-    sampling = clone.get_model_object("model_sampling")
-    levels = tuple(float(sampling.percent_to_sigma(each)) for each in span)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, wrapper(levels))
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, wrapper)
+
+
+def _outside(clone: Any, key: str) -> None:
+    """Have the wrapper under `key` come before those of others, who expect a latent and nothing beside it; after tiles,
+    which cut what is beside it as well."""
+    by_key = clone.wrappers[WrappersMP.DIFFUSION_MODEL]
+    first = [each for each in (tiles.KEY, key) if each in by_key]
+    clone.wrappers[WrappersMP.DIFFUSION_MODEL] = {
+        each: by_key[each] for each in (*first, *(other for other in by_key if other not in first))
+    }

@@ -15,12 +15,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from . import matrix
 
 COMFYUI = os.environ.get("COMFYUI_PATH")
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
@@ -149,17 +152,25 @@ def lora_of(layer: str, size: float, generator: torch.Generator) -> dict[str, to
 
 @pytest.fixture(scope="session")
 def server(pack: Path) -> Iterator[Server]:
+    with serving(pack, "log.txt") as running:
+        yield running
+
+
+@contextmanager
+def serving(pack: Path, name: str, *options: str) -> Iterator[Server]:
+    """A server on the pack's base folder, with more options of its command line; its log there under `name`."""
     if not COMFYUI:
         pytest.skip("COMFYUI_PATH is not set to a ComfyUI folder (see the head of tests/comfyui/conftest.py)")
     base = pack.parent.parent
-    (pack.parent / "probe").mkdir()
+    (pack.parent / "probe").mkdir(exist_ok=True)
     (pack.parent / "probe" / "__init__.py").write_text(PROBE)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = base / "log.txt"
+    log = base / name
     command = [PYTHON, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
-    database = f"sqlite:///{base / 'comfyui.db'}"
+    command += options
+    database = f"sqlite:///{log.with_suffix('.db')}"
     with log.open("w") as stream:
         process = subprocess.Popen(
             [*command, "--database-url", database], cwd=COMFYUI, stdout=stream, stderr=subprocess.STDOUT
@@ -197,3 +208,32 @@ def velatura(pack: Path, *arguments: str) -> Any:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
+
+
+RECORD = ROOT / "runs" / "beside.json"
+"""The tests behind the table that have passed, over several runs: all of them together take a while."""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome: Any = yield
+    report = outcome.get_result()
+    cells = [each for mark in item.iter_markers("beside") for each in mark.args]
+    if cells and report.when == "call" and item.config.getoption("--beside-table"):
+        shown = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        shown.pop(item.nodeid, None)
+        RECORD.parent.mkdir(exist_ok=True)
+        RECORD.write_text(json.dumps(shown | ({item.nodeid: cells} if report.passed else {})))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not config.getoption("--beside-table"):
+        return
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    shown = {matrix.Outcome(*each) for cells in record.values() for each in cells}
+    missing = sorted(set(matrix.declared()) - shown)
+    if missing:
+        said = f"{len(missing)} cells are not shown yet, {missing[0]} first"
+        terminalreporter.write_line(f"web/docs/Beside.md is not written: {said}")
+    else:
+        matrix.PAGE.write_text(matrix.page(matrix.PAGE.read_text(encoding="utf-8")), encoding="utf-8")

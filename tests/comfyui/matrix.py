@@ -1,4 +1,4 @@
-"""The table of web/docs/Beside.md, from what the tests say they show. It is written by a run in which all of them pass:
+"""The table of web/docs/Beside.md, from what the tests say they show. It is written once all of them have passed:
 
 COMFYUI_PATH=path/to/ComfyUI path/to/its/python -m pytest tests/comfyui -k beside --beside-table
 """
