@@ -130,10 +130,10 @@ def _adding(factors: Factors, module: nn.Module) -> Callable[[nn.Module, tuple[T
             if not kept or (kept[0][0].dtype, kept[0][0].device) != (x.dtype, x.device):
                 kept[:] = [side_by_side(factors, x)]
             down, up = kept[0]
-        more = x.reshape(-1, count, x[0].numel() // x.shape[-1], x.shape[-1]) @ down @ up  # S F N C
-        if not isinstance(module, nn.Linear):
-            more = more.mT
-        return output + more.reshape(output.shape)
+        rows = x.unflatten(0, (-1, count)).transpose(0, 1).reshape(count, -1, x.shape[-1])  # F (S N) C
+        more = torch.bmm(torch.bmm(rows, down), up).view(count, -1, *x.shape[1:-1], up.shape[-1])  # F S N C
+        more = more.transpose(0, 1).flatten(0, 1)
+        return output + (more if isinstance(module, nn.Linear) else more.mT.reshape(output.shape))
 
     return at_once if pointwise else one_by_one
 
