@@ -25,7 +25,7 @@ from ..training import autoencoder, concat, consistency, diffusion, identity, la
 from ..training.adapters import LowRankLayers
 from ..training.checkpoint import read_tensors, write_tensors
 from ..training.loop import CHECKPOINT, Settings, Trained
-from ..training.share import Draw
+from ..training.share import Draw, this_process
 from ..training.students import GuidanceInput, Student
 
 STEPS, SAVE_EVERY = 21, 6
@@ -218,13 +218,11 @@ TRAINERS: dict[str, Run] = {
 def main(folder: Path, batch: int, names: Sequence[str], killed: int = 0) -> None:
     """Run these trainers in this process, resuming what has a checkpoint. What each ended with goes to
     NAME.RANK.safetensors. The last process kills itself after step `killed`, if that is not 0."""
-    from accelerate import PartialState
-
     torch.set_num_threads(1)
-    state = PartialState(cpu=True)
+    rank, of, _ = this_process()
 
     def progress(done: int, total: int, preview: Any = None) -> None:
-        if done == killed and state.process_index == state.num_processes - 1:
+        if done == killed and rank == of - 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     for name in names or TRAINERS:
@@ -232,7 +230,7 @@ def main(folder: Path, batch: int, names: Sequence[str], killed: int = 0) -> Non
         options = {"progress": progress, "resume": (home / CHECKPOINT).exists()}
         done = TRAINERS[name](home, batch, options)
         tensors = {f"{kind}.{key}": v for kind, net in done.modules.items() for key, v in net.state_dict().items()}
-        write_tensors(folder / f"{name}.{state.process_index}.safetensors", tensors, {"history": done.history})
+        write_tensors(folder / f"{name}.{rank}.safetensors", tensors, {"history": done.history})
 
 
 def processes(
@@ -241,7 +239,8 @@ def processes(
     """`main` in so many processes: the exit status, and by name what each process ended with, weights and losses."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     command += ["-m", __name__, str(folder), str(batch), str(killed), *names]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    # On a machine with a GPU, too: two processes have one each, and not the same one.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment) as launched:
         try:
             status = launched.wait(580)

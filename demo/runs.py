@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from ..training import report
 from ..training.checkpoint import CheckpointError, read_tensors, write_tensors
 from ..training.loop import Trained
+from ..training.share import this_process
 from . import architecture
 
 RESULT = "result.safetensors"
@@ -47,14 +47,6 @@ def trained_autoencoder(folder: str | os.PathLike[str]) -> tuple[nn.Module, floa
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: its autoencoder has another architecture: {error}") from error
     return vae.eval().requires_grad_(False), float(note["scaling_factor"])
-
-
-def this_process() -> tuple[int, int, Callable[[], None]]:
-    """This process's rank, how many there are, and a barrier."""
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes, state.wait_for_everyone
 
 
 def finish(folder: Path, done: Trained, best: nn.Module, note: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..core.protocols import Progress, no_progress
 from . import checkpoint as ckpt
+from .share import meets_on_cpu
 
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY_EVERY = 10
@@ -113,7 +114,7 @@ def accelerator_for(settings: Settings, *, cpu: bool = False) -> Any:
     # Its state is the whole process's: an earlier run's precision or device would be held against this one.
     alone = AcceleratorState().num_processes == 1 if AcceleratorState._shared_state else False
     AcceleratorState._reset_state(reset_partial_state=alone)
-    return Accelerator(mixed_precision=settings.precision, cpu=cpu)
+    return Accelerator(mixed_precision=settings.precision, cpu=cpu or meets_on_cpu())
 
 
 def descend(accelerator: Any, loss: Tensor, module: nn.Module, optimizers: Iterable[Any], clip: float) -> None:

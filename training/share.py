@@ -5,6 +5,7 @@ So the numbers of an example, and with them the losses, are the same however man
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
@@ -42,6 +43,23 @@ class Share:
     def draw(self, count: int, generator: torch.Generator) -> Draw:
         """For batches of `count` examples on every process."""
         return lambda make: self.own(make(count * self.of, generator))
+
+
+def meets_on_cpu() -> bool:
+    """Were several processes launched where there are no GPUs? accelerate must be told, or each trains by itself."""
+    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and those of MPIs
+    if all(int(os.environ.get(name, "1")) <= 1 for name in sizes):
+        return False
+    device: Any = getattr(torch, "accelerator", torch.cuda)
+    return not device.is_available() or torch.backends.mps.is_available()
+
+
+def this_process() -> tuple[int, int, Callable[[], None]]:
+    """This process's rank, how many there are, and a barrier."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=meets_on_cpu())
+    return state.process_index, state.num_processes, state.wait_for_everyone
 
 
 def share_of(accelerator: Any) -> Share:

@@ -1,5 +1,8 @@
 """Two processes train as one does with the batch of both, and a run goes on after one of them was killed."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -65,3 +68,22 @@ def test_a_run_goes_on_after_one_of_its_processes_was_killed(name, tmp_path):
     assert status == 0
     for (one, _), (two, _) in zip(whole[name], resumed[name], strict=True):
         assert same(one, two)
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_in_two_processes_as_in_one_and_one_of_them_talks(tmp_path):
+    """By the command line, as a user does it: the judge's recipe, whose loss is normalised over the whole batch."""
+
+    def train(count: int, batch: int) -> tuple[list[float], str]:
+        recipe = tmp_path / f"{count}.toml"
+        recipe.write_text(f'kind = "classifier"\nsteps = 12\nbatch = {batch}\nbare = 0.4\n', encoding="utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        command += ["-m", "velatura.runtime", "train", str(recipe), "--out", str(tmp_path / f"run{count}")]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=580)
+        tensors, _ = read_tensors(tmp_path / f"run{count}" / loop.CHECKPOINT)
+        return tensors["history.loss"].tolist(), done.stdout
+
+    (one, _), (two, said) = train(1, 8), train(2, 4)
+    assert len(one) == 2 and max(abs(a - b) for a, b in zip(one, two, strict=True)) <= 1e-5
+    assert said.count("loss") == 1
