@@ -77,8 +77,9 @@ def test_a_recipe_trains_in_two_processes_as_in_one_and_one_of_them_talks(tmp_pa
     def train(count: int, batch: int) -> tuple[list[float], str]:
         recipe = tmp_path / f"{count}.toml"
         recipe.write_text(f'kind = "classifier"\nsteps = 12\nbatch = {batch}\nbare = 0.4\n', encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        command += ["-m", "velatura.runtime", "train", str(recipe), "--out", str(tmp_path / f"run{count}")]
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)] if count > 1 else []
+        command = [sys.executable, *launch, "-m", "velatura.runtime", "train", str(recipe)]
+        command += ["--out", str(tmp_path / f"run{count}")]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=580)
         tensors, _ = read_tensors(tmp_path / f"run{count}" / loop.CHECKPOINT)
