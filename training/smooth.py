@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,13 +36,13 @@ class SmoothSettings(Settings):
     make one update. `prompt_dropout` is the share of empty prompts, for models used with guidance.
 
     The rest goes beyond the papers, and is theirs by default. `guidance` is the scale w of the prediction that is
-    regularised: guidance multiplies what differs between a prompt's Jacobian and the empty prompt's. `lowest` is the
-    share of the timesteps, from the least noise, that is not regularised. `plain` rows of each batch, of all
-    timesteps, are L_base's own, cheaper by half; where there are any, the `batch` others are the regulariser's alone.
-    `one_sided` leaves norms below the running mean alone: none is raised. `min_snr` is the gamma by which L_base is
-    weighed (Hang et al. 2023), 0 for not at all. `sampled`: in place of noised examples, what the student itself has
-    come to after so many DDIM steps from pure noise, at that guidance, is regularised; 0 for examples. A smooth model
-    comes through states between two pictures, of which examples have none.
+    regularised: guidance multiplies what differs between a prompt's Jacobian and the empty prompt's. `lowest` and
+    `highest`, shares of the timesteps counted from the least noise, bound those that are regularised. `plain` rows of
+    each batch, of all timesteps, are L_base's own, cheaper by half; where there are any, the `batch` others are the
+    regulariser's alone. `one_sided` leaves norms below the running mean alone: none is raised. `min_snr` is the gamma
+    by which L_base is weighed (Hang et al. 2023), 0 for not at all. `sampled`: in place of noised examples, what the
+    student itself has come to after so many DDIM steps from pure noise, at that guidance, is regularised; 0 for
+    examples. A smooth model comes through states between two pictures, of which examples have none.
     """
 
     weight: float = 1.0
@@ -52,6 +51,7 @@ class SmoothSettings(Settings):
     prompt_dropout: float = 0.0
     guidance: float = 1.0
     lowest: float = 0.0
+    highest: float = 1.0
     plain: int = 0
     one_sided: bool = False
     min_snr: float = 0.0
@@ -67,13 +67,15 @@ class SmoothSettings(Settings):
             raise ValueError(f"accumulate: expected at least 1, got {self.accumulate}")
         if not 0 <= self.prompt_dropout < 1:
             raise ValueError(f"prompt_dropout: expected at least 0 and less than 1, got {self.prompt_dropout}")
-        if not 0 <= self.lowest < 1:
-            raise ValueError(f"lowest: expected at least 0 and less than 1, got {self.lowest}")
+        if not 0 <= self.lowest < self.highest <= 1:
+            raise ValueError(f"lowest, highest: expected 0 <= lowest < highest <= 1, got {self.lowest}, {self.highest}")
         for name in ("guidance", "plain", "min_snr", "sampled"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if not self.plain and (self.lowest or self.guidance != 1 or self.sampled):
-            raise ValueError("plain: expected 1 or more with lowest, guidance or sampled: L_base needs rows of its own")
+        if not self.plain and (self.highest - self.lowest < 1 or self.guidance != 1 or self.sampled):
+            raise ValueError(
+                "plain: expected 1 or more with lowest, highest, guidance or sampled: L_base needs rows of its own"
+            )
 
 
 class RunningMean(nn.Module):
@@ -116,6 +118,10 @@ def variation(
     return gradient.flatten(1).norm(dim=1), noise
 
 
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
+"""`network(x_t, t, condition)` is eps_theta."""
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""`predict(x_t, t)` is eps_theta, of conditions of its own."""
 Rows = tuple["Drawn", Tensor, Condition]
 
 
@@ -129,9 +135,9 @@ class Drawn:
     dropped: Tensor
 
 
-def drawn(z_0: Tensor, lowest: int, total: int, dropout: float, generator: torch.Generator) -> Drawn:
-    """All that is random in a batch, with timesteps lowest .. total-1."""
-    t = lowest + stratified(len(z_0), total - lowest, generator)
+def drawn(z_0: Tensor, among: range, dropout: float, generator: torch.Generator) -> Drawn:
+    """All that is random in a batch, with timesteps `among` those."""
+    t = among.start + stratified(len(z_0), len(among), generator)
     eps = torch.randn(z_0.shape, generator=generator)
     u = torch.randn(z_0.shape, generator=generator) / z_0[0].numel() ** 0.5
     return Drawn(t, eps, u, torch.rand(len(z_0), generator=generator) < dropout)
@@ -185,59 +191,23 @@ def _job(
     settings: SmoothSettings,
     accelerator: Any,
 ) -> Job:
-    schedule = model.schedule
     # At a terminal abar of zero x_t has nothing of x_0 in it: x0_hat would be 0 / 0.
-    total = int((schedule.alphas_cumprod > 0).sum())
+    total = int((model.schedule.alphas_cumprod > 0).sum())
     running = RunningMean(settings.memory).to(accelerator.device)
     optimizer: Any = torch.optim.AdamW(student.parameters(), 1e-4, (0.9, 0.99), weight_decay=settings.weight_decay)
     prepared, optimizer = accelerator.prepare(student, optimizer)
 
-    share = share_of(accelerator)
-
     def network(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return prepared(model, x_t, t, condition, torch.zeros(len(x_t))).float()
 
-    def rows(first: int, count: int, lowest: int, dropout: float, generator: torch.Generator) -> Rows:
-        z_0, condition = examples(first, count)
-        r = share.own(drawn(share.whole(z_0), lowest, total, dropout, generator))
-        if null is not None and dropout:
-            condition = without_prompts(condition, null, r.dropped)
-        z_0, eps, u = (value.to(accelerator.device) for value in (z_0, r.eps, r.u))
-        return replace(r, eps=eps, u=u), z_0, condition
-
-    def base(noise: Tensor, r: Drawn) -> Tensor:
-        weights = loss_weight(schedule, r.t, settings.min_snr).to(noise)
-        return (weights * (noise - r.eps).square().mean((1, 2, 3))).mean()
-
-    def losses(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """L_base, L_reg (Eq. 9) and the norm's mean over a batch of every process."""
-        first = share.first(number, settings.batch + settings.plain)
-        lowest, guided = round(settings.lowest * total), null is not None and settings.guidance != 1
-        dropout = 0.0 if guided else settings.prompt_dropout
-        r, z_0, condition = rows(first, settings.batch, lowest, dropout, generator)
-        predict = partial(network, condition=condition)
-        if null is not None and guided:
-            predict = guided_prediction(network, condition, null, settings.guidance, len(z_0))
-        if settings.sampled:
-            with accelerator.autocast():
-                z_0, r = on_path(schedule, predict, r, total - 1, settings.sampled)
-        with accelerator.autocast():
-            norms, noise = variation(schedule, predict, z_0, r.eps, r.u, r.t)
-        mean = accelerator.reduce(norms.detach().mean(), "mean")
-        excess = norms - running.renew(mean)
-        regulariser = (excess.clamp(min=0) if settings.one_sided else excess).square().mean()
-        if settings.plain:
-            r, z_0, condition = rows(first + settings.batch, settings.plain, 0, settings.prompt_dropout, generator)
-            with accelerator.autocast():
-                noise = network(schedule.add_noise(z_0, r.eps, r.t), r.t, condition)
-        return base(noise, r), regulariser, mean
+    parts = _Parts(network, model.schedule, total, examples, null, settings, accelerator, running)
 
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
         seen: dict[str, float] = {"base": 0.0, "regulariser": 0.0, "norm": 0.0}
         for part in range(settings.accumulate):
             last = part == settings.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(prepared):
-                loss, regulariser, mean = losses(number * settings.accumulate + part, generator)
+                loss, regulariser, mean = _losses(parts, number * settings.accumulate + part, generator)
                 _backward(accelerator, (loss + settings.weight * regulariser) / settings.accumulate)
             for name, value in zip(seen, (loss, regulariser, mean), strict=True):
                 seen[name] += value.item() / settings.accumulate
@@ -249,6 +219,55 @@ def _job(
 
     modules: dict[str, nn.Module] = {"student": prepared, "running": running}
     return Job(modules, {"student": optimizer}, step, {}, unaveraged=frozenset({"running"}))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the losses are made of; `total` timesteps can be trained."""
+
+    network: Network
+    schedule: NoiseSchedule
+    total: int
+    examples: Examples
+    null: Condition | None
+    settings: SmoothSettings
+    accelerator: Any
+    running: RunningMean
+
+    def rows(self, first: int, count: int, among: range, dropout: float, generator: torch.Generator) -> Rows:
+        """`count` examples from this process's number `first` on, and their random numbers."""
+        z_0, condition = self.examples(first, count)
+        share = share_of(self.accelerator)
+        r = share.own(drawn(share.whole(z_0), among, dropout, generator))
+        if self.null is not None and dropout:
+            condition = without_prompts(condition, self.null, r.dropped)
+        z_0, eps, u = (value.to(self.accelerator.device) for value in (z_0, r.eps, r.u))
+        return replace(r, eps=eps, u=u), z_0, condition
+
+
+def _losses(p: _Parts, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """L_base, L_reg (Eq. 9) and the norm's mean over a batch of every process."""
+    s = p.settings
+    first = share_of(p.accelerator).first(number, s.batch + s.plain)
+    lowest = min(int(s.lowest * p.total), p.total - 1)
+    among = range(lowest, max(lowest + 1, round(s.highest * p.total)))
+    null = None if s.guidance == 1 else p.null
+    r, z_0, condition = p.rows(first, s.batch, among, s.prompt_dropout if null is None else 0.0, generator)
+    predict = prediction(p.network, condition, null, s.guidance, len(z_0))
+    if s.sampled:
+        with p.accelerator.autocast():
+            z_0, r = on_path(p.schedule, predict, r, p.total - 1, s.sampled)
+    with p.accelerator.autocast():
+        norms, noise = variation(p.schedule, predict, z_0, r.eps, r.u, r.t)
+    mean = p.accelerator.reduce(norms.detach().mean(), "mean")
+    excess = norms - p.running.renew(mean)
+    if s.plain:
+        r, z_0, condition = p.rows(first + s.batch, s.plain, range(p.total), s.prompt_dropout, generator)
+        with p.accelerator.autocast():
+            noise = p.network(p.schedule.add_noise(z_0, r.eps, r.t), r.t, condition)
+    weights = loss_weight(p.schedule, r.t, s.min_snr).to(noise)
+    base = (weights * (noise - r.eps).square().mean((1, 2, 3))).mean()
+    return base, (excess.clamp(min=0) if s.one_sided else excess).square().mean(), mean
 
 
 def _backward(accelerator: Any, loss: Tensor) -> None:
@@ -264,9 +283,7 @@ def _backward(accelerator: Any, loss: Tensor) -> None:
 
 
 @torch.no_grad()
-def on_path(
-    schedule: NoiseSchedule, predict: Callable[[Tensor, Tensor], Tensor], r: Drawn, last: int, steps: int
-) -> tuple[Tensor, Drawn]:
+def on_path(schedule: NoiseSchedule, predict: Predict, r: Drawn, last: int, steps: int) -> tuple[Tensor, Drawn]:
     """DDIM from pure noise `r.eps` at timestep `last` to each row's own `r.t`, in equal steps: x0_hat and, in place of
     `r.eps`, the noise which make the x_t of there."""
     x, now = r.eps, torch.full_like(r.t, last)
@@ -279,10 +296,10 @@ def on_path(
     return z_0, replace(r, eps=eps)
 
 
-def guided_prediction(
-    network: Callable[[Tensor, Tensor, Condition], Tensor], condition: Condition, null: Condition, w: float, count: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """`predict(x_t, t)` of `count` rows: eps_null + w (eps_c - eps_null), both in one call of the network."""
+def prediction(network: Network, condition: Condition, null: Condition | None, w: float, count: int) -> Predict:
+    """eps_theta of `count` rows; with `null`, eps_null + w (eps_c - eps_null), both in one call of the network."""
+    if null is None:
+        return lambda x_t, t: network(x_t, t, condition)
     pair = join([condition, null], [count, 1])
     pair = take(pair, torch.cat([torch.arange(count), torch.full((count,), count)]))
 
