@@ -306,13 +306,14 @@ def refusals() -> Iterator[Any]:
     samplers = "Share Attention with a KSampler takes it in place of Joint Layers"
     for tool in (joint, invert, drag):
         for other in GUIDED:
-            yield case(tool, other, "changes the guidance of ComfyUI's samplers", other.__name__, samplers)
+            note = samplers if tool is joint and other is not beside.sag else ""
+            yield case(tool, other, "changes the guidance of ComfyUI's samplers", other.__name__, note)
     for tool in BOTH_WAYS:
         for other, words in PROMPTED.items():
             if tool is not train or other is beside.hook_lora:
-                yield case(tool, other, words, other.__name__, samplers)
+                yield case(tool, other, words, other.__name__, samplers if tool is joint else "")
         for other, words in ((beside.area, "an area"), (beside.mask, "a mask"), (beside.steps, "a range of steps")):
-            yield case(tool, only(other), words, other.__name__, samplers)
+            yield case(tool, only(other), words, other.__name__)
         for other, name in ((beside.easy_cache, "easycache"), (beside.windows, "IndexListContextHandler")):
             yield case(tool, other, f"{name}.* on it works in ComfyUI's samplers only", other.__name__)
     for other in (beside.controlnet, control_for_both):
