@@ -57,6 +57,7 @@ def test_a_sweep_draws_measures_and_is_not_done_twice(tmp_path, capsys):
     assert sampler["widgets_values"][0] == row["VelaturaLcmSample.seed"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_fails_and_is_tried_again(tmp_path, capsys):
     path = scale.write_sweep(tmp_path, ONE, 2)
     text = path.read_text().replace('prompt = "What to draw.text"', 'reference = "r.png"')
