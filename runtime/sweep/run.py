@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -69,8 +70,11 @@ def run(
 
 
 async def _all(sweep: Sweep, plan: Plan, queue: Queue, stored: Callable[[Task, Result], None], told: Told) -> list[str]:
-    async with crew(sweep) as workers:
-        return await drive(queue, workers, plan.order, stored, told)
+    # Ray tells of killed workers on stdout, which is for `--json`.
+    quiet = contextlib.redirect_stdout(sys.stderr) if isinstance(sweep.where, Cluster) else contextlib.nullcontext()
+    with quiet:
+        async with crew(sweep) as workers:
+            return await drive(queue, workers, plan.order, stored, told)
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ pytest.importorskip("ray", reason='Ray is not installed: pip install -e ".[ray]"
 
 
 @pytest.mark.slow
-def test_a_killed_actor_loses_nothing_and_the_sweep_is_not_done_twice(tmp_path):
+def test_a_killed_actor_loses_nothing_and_the_sweep_is_not_done_twice(tmp_path, capsys):
     path = scale.write_sweep(tmp_path, '[cluster]\nray = "local"\nworkers = 2', 8)
     told = []
     figures = sweeps.run(path, watch=scale.killing(), told=told.append)
@@ -20,6 +20,7 @@ def test_a_killed_actor_loses_nothing_and_the_sweep_is_not_done_twice(tmp_path):
     assert len({row["key"] for row in scale.rows(path)}) == 8
     assert {row["worker"].rpartition(":")[2] for row in scale.rows(path)} != set()
     assert sweeps.run(path)["done"] == 0
+    assert capsys.readouterr().out == ""  # which is for --json
 
 
 @pytest.mark.slow
