@@ -23,6 +23,7 @@ from ..core.reconstruct import reconstruct
 from ..demo import captions, classifier, measure, release, sprites
 
 IMAGES, QUICK_IMAGES = 4, 1
+MORE_IMAGES = 16  # for what is cheap: edits, and DDIM inversion with and without the Smooth-LoRA
 SMOOTH = release.MODEL.parent / "sprites-smooth.safetensors"
 EDIT_GUIDANCE, EDIT_RATIO = 1.5, 0.8
 """With the source prompt as the null text, guidance multiplies what the prompts differ in; the paper's 7.5 is far too
@@ -44,15 +45,18 @@ def run(
     quick: bool = False,
     folder: str | Path = release.MODEL,
     images: int | None = None,
+    more_images: int | None = None,
     steps: int = 50,
     guidance: float = 7.5,
 ) -> dict[str, Any]:
     """The figures of `velatura bench inversion`. `quick` takes one picture and 10 steps. Evaluations count a forward
     pass as 1 and a backward pass as 1, for every method alike, one picture at a time, without the final sampling.
+    Edits, and `ddim_psnr`, are of `more_images`.
     """
     from ..hosts import load
 
     count, steps = images or (QUICK_IMAGES if quick else IMAGES), min(steps, 10) if quick else steps
+    more = more_images or (count if quick or images else MORE_IMAGES)
     model, text, codec = load("diffusers").load_folder(folder)
     scenes = sprites.draw(measure.HELD_OUT, torch.arange(count))
     with torch.no_grad():
@@ -84,8 +88,31 @@ def run(
         "evaluations_ratio": ours["evaluations"] / theirs["evaluations"],
         "seconds_ratio": ours["seconds"] / theirs["seconds"],
         "table": table,
-        **_edits(models, text, codec, scenes, Path(folder), min(steps, 20)),
+        "more_images": more,
+        **cheap(models, text, codec, Path(folder), more, steps, guidance),
     }
+
+
+def cheap(
+    models: dict[str, Any], text: Any, codec: Any, folder: Path, images: int, steps: int, guidance: float
+) -> dict[str, Any]:
+    """What more pictures can be taken for: DDIM inversion's PSNR, of every picture too, and edits."""
+    scenes = sprites.draw(measure.HELD_OUT, torch.arange(images))
+    psnr = {name: _ddim_psnr(model, text, codec, scenes, steps, guidance).tolist() for name, model in models.items()}
+    return {
+        "ddim_psnr": {name: sum(values) / len(values) for name, values in psnr.items()},
+        "ddim_psnr_each": psnr,
+        **_edits(models, text, codec, scenes, folder, min(steps, 20)),
+    }
+
+
+@torch.no_grad()
+def _ddim_psnr(model: Any, text: Any, codec: Any, scenes: sprites.Scenes, steps: int, guidance: float) -> Tensor:
+    timesteps, empty = ddim_timesteps(len(model.schedule), steps), text.encode([""])
+    settings = Settings(timesteps, method="ddim", corrected=False, guidance=guidance)
+    x_0 = codec.encode(scenes.blend * 2 - 1)
+    found = invert(model, x_0, text.encode(scenes.captions), empty, settings)
+    return metrics.psnr((codec.decode(reconstruct(model, found)) + 1) / 2, scenes.blend)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
