@@ -27,7 +27,7 @@ from . import _decoding, _light, _matting, _stack
 from .lcm import ratios
 
 OBJECTS, QUICK_OBJECTS = 64, 8
-STEPS, GUIDANCE = 25, layers.GUIDANCE
+STEPS, GUIDANCE, ALONE = 25, layers.GUIDANCE, 2.0  # guidance as in the examples, of layers and of objects alone
 HARD = tuple(captions.KINDS.index(kind) for kind in ("glass ball", "soap bubble", "flame", "smoke cloud", "fur ball"))
 STUDIO = 7  # the plainest background, the easiest to cut from
 SHEET = Path(__file__).parent / "results" / "layers.jpg"
@@ -76,7 +76,7 @@ def run(
     count = count or (QUICK_OBJECTS if quick else OBJECTS)
     bench = Bench(model, text, codec, alpha, judge, count, min(steps, 10) if quick else steps, progress)
     loras = [read_lora(load_file(file)) for file in files]
-    figures: dict[str, Any] = {"objects": count, "steps": bench.steps, "guidance": GUIDANCE}
+    figures: dict[str, Any] = {"objects": count, "steps": bench.steps, "guidance": GUIDANCE, "guidance_alone": ALONE}
     figures |= formats()
     if decoder:
         figures |= _decoding.figures(quick)
@@ -163,7 +163,9 @@ def matting(bench: Bench) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _sampled(bench: Bench, prompts: list[list[str]], loras: Sequence[LowRankDeltas], *, shared: bool) -> list[Tensor]:
+def _sampled(
+    bench: Bench, prompts: list[list[str]], loras: Sequence[LowRankDeltas], *, shared: bool, w: float = GUIDANCE
+) -> list[Tensor]:
     """Latents of each layer [B, C, h, w]: `prompts` has a list for each sample, one prompt for each layer. Noise is
     drawn by sample and layer, the same shared or not."""
     total, made = len(loras), []
@@ -180,9 +182,7 @@ def _sampled(bench: Bench, prompts: list[list[str]], loras: Sequence[LowRankDelt
             empty = null.with_embedding(null.embedding.expand(len(rows), -1, -1))
             with torch.autocast("cpu", torch.bfloat16):
                 made.append(
-                    ddim_sample(
-                        bench.model, noise, bench.text.encode(rows), empty, w=GUIDANCE, timesteps=timesteps
-                    ).float()
+                    ddim_sample(bench.model, noise, bench.text.encode(rows), empty, w=w, timesteps=timesteps).float()
                 )
             bench.progress(min(at + 8, len(prompts)), len(prompts), None)
     whole = torch.cat(made)
@@ -206,7 +206,7 @@ def _recognised(bench: Bench, colour: Tensor, alpha: Tensor, drawn: sprites.Scen
 def transparent(bench: Bench, lora: LowRankDeltas) -> dict[str, float]:
     """Objects drawn by the transparent model from their captions."""
     drawn = sprites.draw(measure.HELD_OUT, range(bench.count))
-    latent = _sampled(bench, [[caption] for caption in drawn.foreground_captions], [lora], shared=False)[0]
+    latent = _sampled(bench, [[caption] for caption in drawn.foreground_captions], [lora], shared=False, w=ALONE)[0]
     colour, alpha = _decoded(bench, latent)
     outside = torch.stack([nowhere(int(kind)) for kind in drawn.kind])
     return {

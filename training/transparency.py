@@ -139,8 +139,8 @@ def new_pair(
 
 
 def misses(latent: Tensor, generator: torch.Generator) -> Tensor:
-    """What a model that draws latents of this shape [B, C, h, w] misses them by, of mean square about 1: all of a picture
-    alike, large parts of it, and each place by itself, in shares drawn for each picture."""
+    """What a model that draws latents of this shape [B, C, h, w] misses them by, of mean square about 1: all of a
+    picture alike, large parts of it, and each place by itself, in shares drawn for each picture."""
     b, c, h, w = latent.shape
     noises = [torch.randn(b, c, *size, generator=generator) for size in ((1, 1), (3, 3), (h, w))]
     shares = torch.rand(b, len(noises), 1, 1, 1, generator=generator)
