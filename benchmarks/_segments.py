@@ -16,7 +16,7 @@ from ..training import supervised
 from ..training.loop import Settings
 from ..training.share import Draw
 
-SEEN = {"near": 0.2, "several": 0.35}
+SEEN: dict[str, Any] = {"near": 0.2, "several": 0.35}
 SEED = 905
 
 
