@@ -26,7 +26,7 @@ from .adapters import LowRankLayers, lora_tensors, write_weights
 from .diffusion import loss_weight, stratified
 from .loop import Job, Settings, Trained, Watch, accelerator_for, descend, fit, no_watch, recipe_of
 from .share import share_of
-from .smooth import without_prompts
+from .variation import without_prompts
 
 Examples = Callable[[int, int], tuple[Tensor, Condition, Tensor]]
 """`examples(first, count)`: scaled latents [count, C, h, w], their prompts, and what is given [count, C', h, w]; the

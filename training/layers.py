@@ -26,7 +26,7 @@ from .diffusion import loss_weight, stratified
 from .examples import Examples
 from .loop import Job, Settings, Trained, Watch, accelerator_for, descend, fit, no_watch, recipe_of
 from .share import share_of
-from .smooth import without_prompts
+from .variation import without_prompts
 
 UNSAID = 0.5
 """The share of given layers without a prompt, where there is an empty one."""

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core.guidance import guide
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
 from ..core.schedule import NoiseSchedule
-from .diffusion import loss_weight, stratified
-from .examples import Examples, join, take
+from .diffusion import loss_weight
+from .examples import Examples
 from .loop import Job, Settings, Trained, Watch, accelerator_for, fit, no_watch, recipe_of
 from .share import share_of
 from .students import Student
+from .variation import Drawn, Network, RunningMean, colour_drift, drawn, on_path, prediction, variation, without_prompts
 
 Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
 """`sample(student, losses)`: a picture [3, H, W] in 0 .. 1 of how far it is, or None."""
@@ -42,7 +42,8 @@ class SmoothSettings(Settings):
     regulariser's alone. `one_sided` leaves norms below the running mean alone: none is raised. `min_snr` is the gamma
     by which L_base is weighed (Hang et al. 2023), 0 for not at all. `sampled`: in place of noised examples, what the
     student itself has come to after so many DDIM steps from pure noise, at that guidance, is regularised; 0 for
-    examples. A smooth model comes through states between two pictures, of which examples have none.
+    examples. A smooth model comes through states between two pictures, of which examples have none. `guard` weighs how
+    far the colours of large areas leave the original model's in the predictions that are regularised.
     """
 
     weight: float = 1.0
@@ -56,6 +57,7 @@ class SmoothSettings(Settings):
     one_sided: bool = False
     min_snr: float = 0.0
     sampled: int = 0
+    guard: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +71,7 @@ class SmoothSettings(Settings):
             raise ValueError(f"prompt_dropout: expected at least 0 and less than 1, got {self.prompt_dropout}")
         if not 0 <= self.lowest < self.highest <= 1:
             raise ValueError(f"lowest, highest: expected 0 <= lowest < highest <= 1, got {self.lowest}, {self.highest}")
-        for name in ("guidance", "plain", "min_snr", "sampled"):
+        for name in ("guidance", "plain", "min_snr", "sampled", "guard"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if not self.plain and (self.highest - self.lowest < 1 or self.guidance != 1 or self.sampled):
@@ -78,69 +80,7 @@ class SmoothSettings(Settings):
             )
 
 
-class RunningMean(nn.Module):
-    """The papers' `a`: starts at 0, `a <- a + memory (mean - a)`. A module, so that checkpoints hold it."""
-
-    a: Tensor
-
-    def __init__(self, memory: float) -> None:
-        super().__init__()
-        self.memory = memory
-        self.register_buffer("a", torch.zeros(()))
-
-    @torch.no_grad()
-    def renew(self, mean: Tensor) -> Tensor:
-        """Take in the mean of a step, and give the new `a`."""
-        self.a.lerp_(mean.to(self.a), self.memory)
-        return self.a.clone()
-
-
-def variation(
-    schedule: NoiseSchedule,
-    predict: Callable[[Tensor, Tensor], Tensor],
-    z_0: Tensor,
-    eps: Tensor,
-    u: Tensor,
-    t: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """`sqrt(1 - abar_t) ||J_eps^T u||` for each sample, [B], and the network's noise [B, C, h, w], both differentiable.
-
-    J_eps is the Jacobian of x0_hat with respect to the noise that made x_t; one backward pass gives J_eps^T u, as the
-    gradient of x0_hat . u (Smooth Diffusion, Eq. 10). `u` [B, C, h, w] is N(0, I) / sqrt(C h w): of length one in
-    expectation. `predict(x_t, t)` is eps_theta.
-    """
-    eps = eps.detach().requires_grad_()
-    x_t = schedule.add_noise(z_0, eps, t)
-    noise = predict(x_t, t)
-    x0_hat = schedule.x0_from_epsilon(x_t, noise, t)
-    sigma = (1 - schedule.alpha_bar(t)).sqrt().to(x0_hat).reshape(-1, 1, 1, 1)
-    (gradient,) = torch.autograd.grad((sigma * x0_hat * u).sum(), eps, create_graph=True)
-    return gradient.flatten(1).norm(dim=1), noise
-
-
-Network = Callable[[Tensor, Tensor, Condition], Tensor]
-"""`network(x_t, t, condition)` is eps_theta."""
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""`predict(x_t, t)` is eps_theta, of conditions of its own."""
-Rows = tuple["Drawn", Tensor, Condition]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One batch's random numbers: timesteps [B], noise, directions, and whose prompt is dropped [B]."""
-
-    t: Tensor
-    eps: Tensor
-    u: Tensor
-    dropped: Tensor
-
-
-def drawn(z_0: Tensor, among: range, dropout: float, generator: torch.Generator) -> Drawn:
-    """All that is random in a batch, with timesteps `among` those."""
-    t = among.start + stratified(len(z_0), len(among), generator)
-    eps = torch.randn(z_0.shape, generator=generator)
-    u = torch.randn(z_0.shape, generator=generator) / z_0[0].numel() ** 0.5
-    return Drawn(t, eps, u, torch.rand(len(z_0), generator=generator) < dropout)
+Rows = tuple[Drawn, Tensor, Condition]
 
 
 def train(
@@ -200,17 +140,20 @@ def _job(
     def network(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return prepared(model, x_t, t, condition, torch.zeros(len(x_t))).float()
 
-    parts = _Parts(network, model.schedule, total, examples, null, settings, accelerator, running)
+    def original(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return model.predict_noise(x_t, t, condition).float()
+
+    parts = _Parts(network, original, model.schedule, total, examples, null, settings, accelerator, running)
 
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
-        seen: dict[str, float] = {"base": 0.0, "regulariser": 0.0, "norm": 0.0}
+        seen: dict[str, float] = {}
         for part in range(settings.accumulate):
             last = part == settings.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(prepared):
-                loss, regulariser, mean = _losses(parts, number * settings.accumulate + part, generator)
-                _backward(accelerator, (loss + settings.weight * regulariser) / settings.accumulate)
-            for name, value in zip(seen, (loss, regulariser, mean), strict=True):
-                seen[name] += value.item() / settings.accumulate
+                found = _losses(parts, number * settings.accumulate + part, generator)
+                _backward(accelerator, _weighed(settings, found) / settings.accumulate)
+            for name, value in found.items():
+                seen[name] = seen.get(name, 0.0) + value.item() / settings.accumulate
         if settings.clip:
             accelerator.clip_grad_norm_(prepared.parameters(), settings.clip)
         optimizer.step()
@@ -226,6 +169,7 @@ class _Parts:
     """What the losses are made of; `total` timesteps can be trained."""
 
     network: Network
+    original: Network
     schedule: NoiseSchedule
     total: int
     examples: Examples
@@ -245,8 +189,8 @@ class _Parts:
         return replace(r, eps=eps, u=u), z_0, condition
 
 
-def _losses(p: _Parts, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """L_base, L_reg (Eq. 9) and the norm's mean over a batch of every process."""
+def _losses(p: _Parts, number: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """L_base, L_reg (Eq. 9), the norm's mean over a batch of every process, and the colours' drift if it is guarded."""
     s = p.settings
     first = share_of(p.accelerator).first(number, s.batch + s.plain)
     lowest = min(int(s.lowest * p.total), p.total - 1)
@@ -261,13 +205,28 @@ def _losses(p: _Parts, number: int, generator: torch.Generator) -> tuple[Tensor,
         norms, noise = variation(p.schedule, predict, z_0, r.eps, r.u, r.t)
     mean = p.accelerator.reduce(norms.detach().mean(), "mean")
     excess = norms - p.running.renew(mean)
+    found = {"regulariser": (excess.clamp(min=0) if s.one_sided else excess).square().mean(), "norm": mean}
+    if s.guard:
+        found["drift"] = _drift(p, z_0, r, condition, null, noise)
     if s.plain:
         r, z_0, condition = p.rows(first + s.batch, s.plain, range(p.total), s.prompt_dropout, generator)
         with p.accelerator.autocast():
             noise = p.network(p.schedule.add_noise(z_0, r.eps, r.t), r.t, condition)
     weights = loss_weight(p.schedule, r.t, s.min_snr).to(noise)
-    base = (weights * (noise - r.eps).square().mean((1, 2, 3))).mean()
-    return base, (excess.clamp(min=0) if s.one_sided else excess).square().mean(), mean
+    return {"base": (weights * (noise - r.eps).square().mean((1, 2, 3))).mean(), **found}
+
+
+def _weighed(s: SmoothSettings, found: Mapping[str, Tensor]) -> Tensor:
+    loss = found["base"] + s.weight * found["regulariser"]
+    return loss + s.guard * found["drift"] if s.guard else loss
+
+
+def _drift(p: _Parts, z_0: Tensor, r: Drawn, condition: Condition, null: Condition | None, noise: Tensor) -> Tensor:
+    """How far the colours of the regularised predictions are from the original model's there."""
+    x_t = p.schedule.add_noise(z_0, r.eps, r.t).detach()
+    with torch.no_grad(), p.accelerator.autocast():
+        original = prediction(p.original, condition, null, p.settings.guidance, len(z_0))(x_t, r.t)
+    return colour_drift(p.schedule, noise, original, r.t).mean()
 
 
 def _backward(accelerator: Any, loss: Tensor) -> None:
@@ -280,38 +239,3 @@ def _backward(accelerator: Any, loss: Tensor) -> None:
             "model: a part of this network has no second derivative, which this training needs; "
             "training.groupnorm.quicken puts in such parts: load the network anew from its files"
         ) from error
-
-
-@torch.no_grad()
-def on_path(schedule: NoiseSchedule, predict: Predict, r: Drawn, last: int, steps: int) -> tuple[Tensor, Drawn]:
-    """DDIM from pure noise `r.eps` at timestep `last` to each row's own `r.t`, in equal steps: x0_hat and, in place of
-    `r.eps`, the noise which make the x_t of there."""
-    x, now = r.eps, torch.full_like(r.t, last)
-    z_0, eps = x, x
-    for k in range(1, steps + 1):
-        eps = predict(x, now)
-        z_0 = schedule.x0_from_epsilon(x, eps, now)
-        now = last + ((r.t - last) * k) // steps
-        x = schedule.add_noise(z_0, eps, now)
-    return z_0, replace(r, eps=eps)
-
-
-def prediction(network: Network, condition: Condition, null: Condition | None, w: float, count: int) -> Predict:
-    """eps_theta of `count` rows; with `null`, eps_null + w (eps_c - eps_null), both in one call of the network."""
-    if null is None:
-        return lambda x_t, t: network(x_t, t, condition)
-    pair = join([condition, null], [count, 1])
-    pair = take(pair, torch.cat([torch.arange(count), torch.full((count,), count)]))
-
-    def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        with_prompt, without = network(torch.cat([x_t, x_t]), torch.cat([t, t]), pair).chunk(2)
-        return guide(without, with_prompt, w)
-
-    return predict
-
-
-def without_prompts(condition: Condition, null: Condition, dropped: Tensor) -> Condition:
-    """The condition with the null text in the rows that are `dropped` [B]."""
-    count = len(dropped)
-    both = join([condition, null], [count, 1])
-    return take(both, torch.where(dropped, count, torch.arange(count)))

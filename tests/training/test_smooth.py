@@ -16,7 +16,7 @@ from velatura.core.protocols import Condition
 from velatura.core.schedule import NoiseSchedule, Prediction
 from velatura.hosts.diffusers import build
 from velatura.hosts.diffusers.model import DiffusersModel
-from velatura.training import adapters, smooth, students
+from velatura.training import adapters, smooth, students, variation
 from velatura.training.checkpoint import read_tensors
 from velatura.training.groupnorm import quicken
 from velatura.training.loop import CHECKPOINT, generator_at
@@ -74,7 +74,7 @@ class Double:
         return self.student(self.model, x_t, t, self.condition, torch.zeros(len(t)))
 
     def variation(self) -> Tensor:
-        return smooth.variation(SCHEDULE, self.predict, self.z_0, self.eps, self.u, self.t)[0]
+        return variation.variation(SCHEDULE, self.predict, self.z_0, self.eps, self.u, self.t)[0]
 
     def x0_hat(self, eps: Tensor) -> Tensor:
         x_t = SCHEDULE.add_noise(self.z_0, eps, self.t)
@@ -102,7 +102,7 @@ def test_the_norm_is_that_of_an_explicit_jacobian(prediction: Prediction):
 
 def test_the_noise_it_gives_is_the_networks():
     batch = Double()
-    _, noise = smooth.variation(SCHEDULE, batch.predict, batch.z_0, batch.eps, batch.u, batch.t)
+    _, noise = variation.variation(SCHEDULE, batch.predict, batch.z_0, batch.eps, batch.u, batch.t)
     x_t = SCHEDULE.add_noise(batch.z_0, batch.eps, batch.t)
     torch.testing.assert_close(noise, batch.predict(x_t, batch.t))
 
@@ -199,7 +199,7 @@ def test_accumulated_batches_are_one_update_with_their_mean_gradient(tmp_path):
     generator, expected = generator_at(5, 0), [torch.zeros_like(p) for p in student.parameters()]
     for part in range(2):
         z_0, condition = data(2 * part, 2)
-        r = smooth.drawn(z_0, range(1000), 0.0, generator)
+        r = variation.drawn(z_0, range(1000), 0.0, generator)
         x_t = SCHEDULE.add_noise(z_0, r.eps, r.t)
         with model.differentiable():
             loss = (student(model, x_t, r.t, condition, r.t) - r.eps).square().mean()
@@ -216,12 +216,12 @@ def sorted_like(gradients: list[Tensor]) -> list[Tensor]:
 def test_dropped_prompts_are_the_empty_one():
     condition = Condition(seeded(4, 3, 16), seeded(4, 5), {"note": 1})
     null = Condition(torch.zeros(1, 3, 16), torch.ones(1, 5), {"note": 1})
-    got = smooth.without_prompts(condition, null, torch.tensor([True, False, False, True]))
+    got = variation.without_prompts(condition, null, torch.tensor([True, False, False, True]))
     assert torch.equal(got.embedding[[1, 2]], condition.embedding[[1, 2]])
     assert got.embedding[[0, 3]].abs().max() == 0
     assert got.pooled is not None and torch.equal(got.pooled[[0, 3]], torch.ones(2, 5))
     assert got.extras == {"note": 1}
-    one = smooth.without_prompts(Condition(seeded(1, 2, 16)), NULL, torch.tensor([True, False]))
+    one = variation.without_prompts(Condition(seeded(1, 2, 16)), NULL, torch.tensor([True, False]))
     assert one.embedding.shape == (2, 6, 16) and one.embedding[0].abs().max() == 0
 
 
@@ -239,7 +239,16 @@ def test_prompts_are_dropped_as_often_as_asked(tmp_path):
         smooth.train(model, new_student(model), data, None, guided, tmp_path / "other")
 
 
-BEYOND = {"guidance": 5.0, "lowest": 0.3, "highest": 0.8, "plain": 2, "one_sided": True, "min_snr": 5.0, "sampled": 2}
+BEYOND = {
+    "guidance": 5.0,
+    "lowest": 0.3,
+    "highest": 0.8,
+    "plain": 2,
+    "one_sided": True,
+    "min_snr": 5.0,
+    "sampled": 2,
+    "guard": 0.5,
+}
 
 
 def test_the_guided_prediction_is_both_rows_mixed():
@@ -250,7 +259,7 @@ def test_the_guided_prediction_is_both_rows_mixed():
         return model.predict_noise(x_t, t, condition)
 
     with torch.no_grad():
-        got = smooth.prediction(network, condition, NULL, 3.0, 2)(x, t)
+        got = variation.prediction(network, condition, NULL, 3.0, 2)(x, t)
         with_prompt = network(x, t, condition)
         without = network(x, t, Condition(NULL.embedding.expand(2, -1, -1)))
     torch.testing.assert_close(got, 3 * with_prompt - 2 * without, rtol=1e-4, atol=1e-5)
@@ -260,17 +269,17 @@ def test_a_sampled_state_is_the_samplers():
     """What DDIM comes to at a row's timestep is made again from the x0_hat and the noise that are given."""
     model, condition = new_model(), Condition(seeded(1, 3, 16))
     x, generator = seeded(1, 4, 4, 4, seed=3), generator_at(1, 0)
-    r = smooth.Drawn(torch.tensor([399]), x, x, torch.tensor([False]))
+    r = variation.Drawn(torch.tensor([399]), x, x, torch.tensor([False]))
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
         return model.predict_noise(x_t, t, condition)
 
-    z_0, at = smooth.on_path(SCHEDULE, predict, r, 999, 3)
+    z_0, at = variation.on_path(SCHEDULE, predict, r, 999, 3)
     with torch.no_grad():
         for t, s in ((999, 799), (799, 599), (599, 399)):
             x = ddim_transfer(SCHEDULE, x, predict(x, torch.tensor([t])), torch.tensor(t), torch.tensor(s))
     torch.testing.assert_close(SCHEDULE.add_noise(z_0, at.eps, at.t), x, rtol=1e-4, atol=1e-5)
-    assert smooth.drawn(z_0, range(600, 700), 0.0, generator).t.item() in range(600, 700)
+    assert variation.drawn(z_0, range(600, 700), 0.0, generator).t.item() in range(600, 700)
 
 
 def test_rows_of_l_base_alone_leave_it_the_papers(tmp_path):
@@ -278,14 +287,35 @@ def test_rows_of_l_base_alone_leave_it_the_papers(tmp_path):
     alone = first_gradient(tmp_path / "some", weight=0.0, batch=1, prompt_dropout=0.0, plain=2)
     model, student = new_model(), new_student(new_model())
     generator = generator_at(0, 0)
-    smooth.drawn(data(0, 1)[0], range(1000), 0.0, generator)
+    variation.drawn(data(0, 1)[0], range(1000), 0.0, generator)
     z_0, condition = data(1, 2)
-    r = smooth.drawn(z_0, range(1000), 0.0, generator)
+    r = variation.drawn(z_0, range(1000), 0.0, generator)
     with model.differentiable():
         loss = (student(model, SCHEDULE.add_noise(z_0, r.eps, r.t), r.t, condition, r.t) - r.eps).square().mean()
         expected = torch.autograd.grad(loss, list(student.parameters()))
     for mine, reference in zip(sorted_like(alone), sorted_like([g / 10 for g in expected]), strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-7)
+
+
+def test_the_guarded_colours_are_those_of_areas():
+    """What has no mean over an area is no drift; a tint of x0_hat by 0.1 is one of 0.01."""
+    t, noise = torch.tensor([300, 700]), seeded(2, 4, 8, 8)
+    ripple = torch.tensor([1.0, -1.0]).repeat(4).expand(2, 4, 8, 8)
+    torch.testing.assert_close(variation.colour_drift(SCHEDULE, noise + ripple, noise, t), torch.zeros(2))
+    tint = 0.1 / (1 / SCHEDULE.alpha_bar(t) - 1).sqrt().float().view(-1, 1, 1, 1)
+    drift = variation.colour_drift(SCHEDULE, noise + tint, noise, t)
+    torch.testing.assert_close(drift, torch.full((2,), 0.01), rtol=1e-4, atol=1e-6)
+
+
+def test_the_guard_holds_the_student_to_the_original(tmp_path):
+    """Untrained, it has no drift; moved, it has one, and the guard's gradient alone lowers it."""
+    model = new_model()
+    lora = adapters.LowRankLayers(model.layers(), 2, which="attention")
+    still = smooth.train(model, students.Student(lora=lora), data, NULL, settings(guard=1.0, steps=1), tmp_path / "a")
+    assert still.history["drift"] == [0.0]
+    kept = {"weight": 0.0, "rate": 0.02, "plain": 1, "steps": 12, "prompt_dropout": 0.0}
+    free, held = (train(tmp_path / f"{g}", guard=g, **kept).history["drift"] for g in (1e-9, 100.0))
+    assert held[-1] < 0.5 * free[-1] and free[0] > 0
 
 
 def test_one_sided_leaves_what_is_below_the_mean(tmp_path):
@@ -402,6 +432,6 @@ def test_impossible_settings_are_refused_by_name(bad):
 
 
 def test_the_mean_forgets_geometrically():
-    running = smooth.RunningMean(0.25)
+    running = variation.RunningMean(0.25)
     running.renew(torch.tensor(4.0))
     assert float(running.renew(torch.tensor(2.0))) == pytest.approx(1.0 + 0.25 * 1.0)
