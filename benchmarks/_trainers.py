@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.enlarge import given_of
 from ..core.protocols import Condition
 from ..core.schedule import NoiseSchedule
+from ..core.spatial import class_cells
 from ..core.transparency import TransparencyDecoder, TransparencyEncoder
 from ..training import autoencoder, concat, consistency, diffusion, identity, layers, smooth, supervised, transparency
 from ..training.adapters import LowRankLayers
@@ -146,28 +148,34 @@ def run_consistency(method: str) -> Run:
     return run
 
 
-def run_smooth(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
-    model = new_model()
-    settings = smooth.SmoothSettings(**fields(batch, accumulate=2, prompt_dropout=0.3, memory=0.1))
-    return smooth.train(model, Student(lora=new_lora(model)), prompted, NULL, settings, folder, **options)
+def run_smooth(**more: Any) -> Run:
+    def run(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
+        model = new_model()
+        settings = smooth.SmoothSettings(**fields(batch, accumulate=2, prompt_dropout=0.3, memory=0.1, **more))
+        return smooth.train(model, Student(lora=new_lora(model)), prompted, NULL, settings, folder, **options)
+
+    return run
 
 
-def run_transparency(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
-    widths = (8, 8, 8, 8)
-    encoder, decoder = seeded(
-        lambda: (TransparencyEncoder(widths), TransparencyDecoder(widths, layers=1, attention_from=4))
-    )
-    frozen = transparency.Frozen(
-        lambda image: (F.avg_pool2d(image, 8)[:, [0, 1, 2, 0]], torch.full((len(image), 4, 2, 2), 0.1)),
-        lambda latent: F.interpolate(latent[:, :3], scale_factor=8.0),
-    )
+def run_transparency(**more: Any) -> Run:
+    def run(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
+        widths = (8, 8, 8, 8)
+        encoder, decoder = seeded(
+            lambda: (TransparencyEncoder(widths), TransparencyDecoder(widths, layers=1, attention_from=4))
+        )
+        frozen = transparency.Frozen(
+            lambda image: (F.avg_pool2d(image, 8)[:, [0, 1, 2, 0]], torch.full((len(image), 4, 2, 2), 0.1)),
+            lambda latent: F.interpolate(latent[:, :3], scale_factor=8.0),
+        )
 
-    def pictures(first: int, count: int) -> tuple[Tensor, Tensor]:
-        return rows(first, count, 3, 16, 16).sigmoid(), rows(first, count, 1, 16, 16, kind=1).sigmoid()
+        def pictures(first: int, count: int) -> tuple[Tensor, Tensor]:
+            return rows(first, count, 3, 16, 16).sigmoid(), rows(first, count, 1, 16, 16, kind=1).sigmoid()
 
-    # At ten times this rate its judge makes 0.008 of float32's rounding in 20 steps; in float64 they agree to 1e-8.
-    settings = transparency.TransparencySettings(**fields(batch, adversarial_from=8, rate=1e-4))
-    return transparency.train(encoder, decoder, frozen, pictures, settings, folder, **options)
+        # At ten times this rate its judge makes 0.008 of float32's rounding in 20 steps; in float64 they agree to 1e-8.
+        settings = transparency.TransparencySettings(**fields(batch, adversarial_from=8, rate=1e-4, **more))
+        return transparency.train(encoder, decoder, frozen, pictures, settings, folder, **options)
+
+    return run
 
 
 def run_layers(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
@@ -182,14 +190,27 @@ def run_layers(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
     return layers.train(model, loras, examples, NULL, settings, folder, **options)
 
 
-def run_concat(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
-    model = new_model()
+def run_concat(given: Callable[[int, int], Tensor], **more: Any) -> Run:
+    """`given(first, count)` is what is told."""
 
-    def examples(first: int, count: int) -> tuple[Tensor, Condition, Tensor]:
-        return *prompted(first, count), rows(first, count, 8, 4, 4, kind=1)
+    def run(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
+        model = new_model()
+        told = concat.ToldLayers(model.layers(), given(0, 1).shape[1], 2)
+        settings = concat.ConcatSettings(**fields(batch, prompt_dropout=0.3, **more))
+        examples = lambda *at: (*prompted(*at), given(*at))  # noqa: E731
+        return concat.train(model, told, examples, NULL, settings, folder, **options)
 
-    settings = concat.ConcatSettings(**fields(batch, given_dropout=0.3, prompt_dropout=0.3))
-    return concat.train(model, concat.ToldLayers(model.layers(), 8, 2), examples, NULL, settings, folder, **options)
+    return run
+
+
+def told_classes(first: int, count: int) -> Tensor:
+    """Maps of two classes."""
+    return class_cells((rows(first, count, 32, 32, kind=1) > 0).long(), 2, 8)
+
+
+def told_small(first: int, count: int) -> Tensor:
+    """Small pictures, and their latents."""
+    return given_of(rows(first, count, 3, 8, 8, kind=1).sigmoid(), rows(first, count, 4, 4, 4))
 
 
 def run_identity(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
@@ -207,10 +228,13 @@ TRAINERS: dict[str, Run] = {
     "supervised": run_supervised,
     "distill": run_consistency("distill"),
     "finetune": run_consistency("finetune"),
-    "smooth": run_smooth,
-    "transparency": run_transparency,
+    "smooth": run_smooth(),
+    "smooth_guarded": run_smooth(one_sided=True, min_snr=5.0, guard=1.0),
+    "transparency": run_transparency(),
+    "transparency_turned": run_transparency(turned=True, keep_encoder=True, shake=0.3),
     "layers": run_layers,
-    "concat": run_concat,
+    "concat_semantic": run_concat(told_classes, given_dropout=0.3),
+    "concat_superres": run_concat(told_small, min_snr=5.0, strength=0.3),
     "identity": run_identity,
 }
 

@@ -104,15 +104,15 @@ class Pair(nn.Module):
         scale: Tensor,
         decode: Any,
         turned: tuple[bool, int] = TURNS[0],
-        moved: Tensor | None = None,
+        missed: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """([alpha, colour] [B, 4, H, W], what the frozen autoencoder makes of the adjusted latent). `scale` is
-        lambda_offset for each sample [B, 1, 1, 1]; `moved` [B, C, h, w], if not None, is what the latent is off by in
-        units of its deviation, and the encoder is then left alone. The decoder sees both `turned`."""
-        with nullcontext() if moved is None else torch.no_grad():
+        lambda_offset for each sample [B, 1, 1, 1]; `missed(latent)` [B, C, h, w], if not None, is what the latent is
+        off by, and the encoder is then left alone. The decoder sees both `turned`."""
+        with nullcontext() if missed is None else torch.no_grad():
             latent = add_offset(mean, std, self.encoder(colour, alpha).float() * scale, 1.0)
-            if moved is not None:
-                latent = latent + moved * latent.std((0, 2, 3), keepdim=True)
+            if missed is not None:
+                latent = latent + missed(latent)
             image = decode(latent)
         shown = (((image + 1) / 2).clamp(0, 1), latent)
         return turn_back(self.decoder(*(turn(each, *turned) for each in shown)), *turned), image
@@ -202,13 +202,13 @@ def train(
             chance = draw(lambda count, g: torch.rand(count, 1, 1, 1, generator=g))
             kept = chance >= settings.dropout
             scale = settings.scale * kept.to(mean)
-            turned, moved = (
-                TURNS[int(torch.randint(len(TURNS), (), generator=generator)) if settings.turned else 0],
-                None,
-            )
+            turned = TURNS[int(torch.randint(len(TURNS), (), generator=generator)) if settings.turned else 0]
+            missed = None
             if settings.keep_encoder:
-                moved = settings.shake * draw(lambda count, g: misses(share.whole(mean), g)).to(mean)
-            out, decoded = modules["pair"](colour, alpha, mean, std, scale, frozen.decode, turned, moved)
+                off = settings.shake * draw(lambda count, g: misses(share.whole(mean), g)).to(mean)
+                # In units of the deviation over the batch of all processes.
+                missed = lambda latent: off * accelerator.gather(latent).std((0, 2, 3), keepdim=True)  # noqa: E731
+            out, decoded = modules["pair"](colour, alpha, mean, std, scale, frozen.decode, turned, missed)
         out = out.float()
         losses = {
             "reconstruction": reconstruction_loss(out, colour, alpha, settings),
