@@ -119,11 +119,14 @@ def pack(tmp_path_factory: pytest.TempPathFactory, sprites_folder: Path) -> Path
             (models / name).symlink_to(shipped)
         else:
             write(models / name)
+    for name in (SEMANTIC_FILE, SUPERRES_FILE):
+        (models / name).symlink_to(ROOT / "demo" / "models" / name)
     return target
 
 
 LCM_FILE = "sprites-lcm.safetensors"
 SMOOTH_FILE = "sprites-smooth.safetensors"
+SEMANTIC_FILE, SUPERRES_FILE = "sprites-semantic.safetensors", "sprites-superres.safetensors"
 LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
