@@ -21,6 +21,7 @@ from .reconstruct import (
     VelaturaSaveInversion,
 )
 from .smooth import VelaturaSmoothLora, VelaturaSmoothnessMeter
+from .train_conditions import VelaturaTrainSpatial
 from .train_layers import VelaturaTrainLayerLora
 from .train_lcm import VelaturaDistillLcm, VelaturaFinetuneLcm
 from .train_smooth import VelaturaTrainSmoothLora
@@ -75,5 +76,6 @@ NODES = [
     VelaturaDragIdentity,
     VelaturaTrainTransparency,
     VelaturaTrainLayerLora,
+    VelaturaTrainSpatial,
     VelaturaCompareImages,
 ]

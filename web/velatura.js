@@ -32,6 +32,7 @@ const WIDGETS = {
   VelaturaTrainSmoothLora: addCurves,
   VelaturaTrainTransparency: addCurves,
   VelaturaTrainLayerLora: addCurves,
+  VelaturaTrainSpatial: addCurves,
   VelaturaLcmSchedule: addSchedule,
   VelaturaDragEditor: addDrag,
   VelaturaDrag: addDragLive,
