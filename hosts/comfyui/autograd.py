@@ -45,6 +45,23 @@ def own_inputs(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def answered(network: nn.Module) -> Iterator[None]:
+    """ValueError, at the end, unless the network has run while this was open: what a wrapper around it remembers from
+    an earlier call has no gradient and no features, or that call's."""
+    runs: list[None] = []
+    hook = network.register_forward_pre_hook(lambda *_: runs.append(None))
+    try:
+        yield
+    finally:
+        hook.remove()
+    if not runs:
+        raise ValueError(
+            "model: a wrapper around its network answers from memory (a cache, as DeepCache is), and this node asks "
+            "for gradients or features, which only the network has; connect the model from before it"
+        )
+
+
 def thawed(value: Any) -> Any:
     """The value with every inference tensor, also inside containers, replaced by a clone that autograd may save."""
     if isinstance(value, Tensor):

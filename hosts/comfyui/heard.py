@@ -50,8 +50,9 @@ def _around(native: Any) -> Iterator[Any]:
     if handler is not None:
         yield type(handler)
     for kind in _AROUND:
-        for several in native.wrappers.get(kind, {}).values():
-            yield from several
+        for key, several in native.wrappers.get(kind, {}).items():
+            if not str(key).startswith("velatura."):  # ours do their work in the network
+                yield from several
 
 
 def _owner(patch: Any) -> str:

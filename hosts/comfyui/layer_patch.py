@@ -17,7 +17,7 @@ from ...core.frame_patch import FramePatch
 from ...core.layer_patch import FIRST, LayerPatch, applied, check_given, check_inputs_free, check_size
 from ...core.lora import LowRank
 from ...core.shared_attention import check_free
-from . import tiles, unet
+from . import tiles, unet, windows
 from .rows import rows_of, whole_batches
 
 KEY = "velatura.layer_patch"
@@ -37,6 +37,7 @@ def with_layer_patch(
         if "concat_cond" in model.object_patches:
             raise ValueError("model: another patch with a given latent is on it already; one is possible")
         clone.add_object_patch("concat_cond", _Given(base, given))
+        windows.cut_given(clone)
     hooked, merged = fitted, LayerPatch()
     if (start, end) == (0, 1):
         hooked, merged = fitted.split(base.latent_format.latent_channels)

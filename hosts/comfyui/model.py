@@ -25,7 +25,8 @@ from ...core.lora import LowRankDeltas
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule
-from . import autograd, guidance, lora, unet
+from ..reading import check_features
+from . import autograd, guidance, lora, tiles, unet
 
 PIXELS = 8
 """Image pixels for each latent, for networks that are told the size of the picture (SDXL)."""
@@ -71,6 +72,8 @@ class ComfyModel:
         if guidance_embedding is not None and guidance.projection_of(self.native) is None:
             raise ValueError("guidance_embedding: this network has no guidance input (no time_embedding.cond_proj)")
         check_whole(condition)
+        if self._taps:
+            check_features(tiles.tiles_of(self.native), x)
         if self._differentiable:
             x, condition = autograd.thawed(x), _thawed(condition)
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
@@ -82,6 +85,8 @@ class ComfyModel:
             if not self._differentiable:
                 context.enter_context(torch.no_grad())  # the host's parameters ask for gradients
             self._attach(context, base)
+            if self._differentiable or self._taps:
+                context.enter_context(autograd.answered(base.diffusion_model))
             if self._differentiable and "control" in condition.extras:
                 context.enter_context(autograd.own_inputs(unet.skip_readers(unet.unet_of(base))))
             if self._low_memory:

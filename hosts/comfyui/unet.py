@@ -155,14 +155,18 @@ def _replacement(site: Site, rule: AttentionRule, present: Replacement | None) -
 _OWN_ROWS = ("comfy_extras.nodes_sag",)
 
 
+def reads_own_rows(present: Mapping[str, Any]) -> bool:
+    """Whether a replacement of self attention reads each row's own attention, by what the host calls it."""
+    return any(getattr(patch, "__module__", None) in _OWN_ROWS for patch in present.get("attn1", {}).values())
+
+
 def check_own_rows(present: Mapping[str, Any]) -> None:
-    """ValueError if a replacement of self attention reads each row's own attention, by what the host calls it."""
-    for patch in present.get("attn1", {}).values():
-        if getattr(patch, "__module__", None) in _OWN_ROWS:
-            raise ValueError(
-                "model: SelfAttentionGuidance reads the attention of each picture by itself, and on this model layers "
-                "share it; take it off (PerturbedAttentionGuidance works)"
-            )
+    """ValueError if a replacement of self attention does so."""
+    if reads_own_rows(present):
+        raise ValueError(
+            "model: SelfAttentionGuidance reads the attention of each picture by itself, and on this model layers "
+            "share it; take it off (PerturbedAttentionGuidance works)"
+        )
 
 
 _OPTIONS = 4  # beside x: timesteps, context, y, control, transformer_options

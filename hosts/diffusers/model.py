@@ -21,6 +21,7 @@ from ...core.schedule import NoiseSchedule, Prediction
 from ...core.shared_attention import check_free, layer_loras, per_layer, shared_attention
 from ...core.tiles import Tiles, Window, tiled
 from ..preview import Colours
+from ..reading import check_features
 from .layer_patch import FrameStage, Stage, framed, running, staged
 from .merge import merged, twin_of
 
@@ -50,6 +51,7 @@ class DiffusersModel:
         self._low_memory = False
         self._stages: tuple[Stage | FrameStage, ...] = ()
         self._tiles: Tiles | None = None
+        self._tapped = 0
         self._layers: tuple[Sequence[LowRankDeltas | None], Sequence[float]] | None = None
 
     def scale(self, raw: Tensor) -> Tensor:
@@ -76,6 +78,8 @@ class DiffusersModel:
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance_embedding: Tensor | None = None
     ) -> Tensor:
         check_whole(condition)
+        if self._tapped:
+            check_features(self._tiles, x)
         t = torch.as_tensor(t, device=self.device).expand(x.shape[0])
         inputs = {
             "encoder_hidden_states": _rows(condition.embedding, len(x), "embedding").to(self.device, self.dtype),
@@ -199,10 +203,14 @@ class DiffusersModel:
             # Blocks return their skips beside the hidden state, and transformers a tuple of one.
             return lambda _module, _args, out: seen.update({place: out if isinstance(out, Tensor) else out[0]})
 
-        with ExitStack() as stack:
-            for place in places:
-                stack.callback(known[place].register_forward_hook(keep(place)).remove)
-            yield seen
+        self._tapped += 1
+        try:
+            with ExitStack() as stack:
+                for place in places:
+                    stack.callback(known[place].register_forward_hook(keep(place)).remove)
+                yield seen
+        finally:
+            self._tapped -= 1
 
     @contextmanager
     def attention(self, rule: AttentionRule) -> Iterator[None]:

@@ -59,3 +59,17 @@ def test_tiles_in_tiles_are_refused(loaded: Loaded):
     once = loaded.host.with_tiles(loaded.native[0], TILES)
     with pytest.raises(ValueError, match="in tiles already; set tile to 0"):
         loaded.host.with_tiles(once, TILES)
+
+
+@torch.no_grad()
+def test_features_are_of_the_whole_or_refused(loaded: Loaded):
+    """Those of the last tile are not taken for the picture's."""
+    made = loaded.host.model(loaded.host.with_tiles(loaded.native[0], TILES))
+    t, condition = torch.tensor([300]), loaded.text.encode(["a red ball"])
+    with made.taps("mid") as seen, loaded.model.taps("mid") as whole:
+        for model in (made, loaded.model):
+            model.predict_noise(random(1, 4, 8, 8), t, condition)
+        torch.testing.assert_close(seen["mid"], whole["mid"])
+        with pytest.raises(ValueError, match="reads features of the whole picture; set tile to 0"):
+            made.predict_noise(random(1, 4, 12, 8), t, condition)
+    assert made.predict_noise(random(1, 4, 12, 8), t, condition).isfinite().all()
