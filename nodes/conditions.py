@@ -95,7 +95,7 @@ def _tile() -> list[io.Input]:
     ]
 
 
-def _told(model: Any, patch: SpatialPatch, strength: float, given: Tensor, tile: int, overlap: int) -> Any:
+def told_model(model: Any, patch: SpatialPatch, strength: float, given: Tensor, tile: int, overlap: int) -> Any:
     """MODEL with the patch, which is told what is `given`; in tiles, if there are any."""
     if tile:
         model = host().with_tiles(model, Tiles(tile // FACTOR, overlap // FACTOR))
@@ -161,7 +161,7 @@ class VelaturaSemanticMap(io.ComfyNode):
             picture = map[..., :3].float().cpu().clone().movedim(-1, 1)
             classes = classes_of(picture, colours, list(patch.classes), TOLERANCE)
             given = class_cells(classes, len(colours), FACTOR).repeat_interleave(batch_size, 0)
-            made = _told(model, patch, strength, given, tile, overlap)
+            made = told_model(model, patch, strength, given, tile, overlap)
             latent = given.new_zeros(len(given), host().model(model).latent_channels, *given.shape[2:])
         return io.NodeOutput(made, {"samples": latent}, painted(classes, colours).movedim(1, -1))
 
@@ -223,7 +223,7 @@ def _enlarging(
     small = widened(image[..., :3].float().cpu().clone().movedim(-1, 1), patch.size // patch.scale)
     codec = host().codec(vae, model)
     latent = codec.encode(bicubic(small, patch.scale) * 2 - 1).float().cpu()
-    made = _told(model, patch, strength, given_of(small, latent), tile, overlap)
+    made = told_model(model, patch, strength, given_of(small, latent), tile, overlap)
     return made, {"samples": codec.unscale(latent)}
 
 

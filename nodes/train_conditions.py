@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from ..training.examples import shuffled_rows
 from . import _training as inputs
 from ._api import io, schema
 from ._live import Curves
-from .conditions import FACTOR
+from .conditions import FACTOR, told_model
 
 SCALE = 4
 CLASSES = """sky=66bbff
@@ -127,7 +128,7 @@ class VelaturaTrainSpatial(io.ComfyNode):
             )
             latents = {"samples": codec.unscale(_encoded(codec, pictures))}
         with inputs.prepared(model, latents, positive, negative, seed, name) as run:
-            layers, curves = _layers(run.model, lesson.channels, rank, seed), Curves("step", mean=inputs.MEAN)
+            layers, curves = _layers(model, run.model, lesson, rank, seed), Curves("step", mean=inputs.MEAN)
             done = train(
                 run.model, layers, _examples(run, lesson, seed), run.null, settings, run.folder,
                 progress=host().progress(steps), resume=run.resume, watch=curves.add, low_memory=low_memory,
@@ -146,7 +147,6 @@ class Lesson(NamedTuple):
 
     shown: Tensor
     tell: Callable[[Tensor], Tensor]
-    channels: int
     about: SpatialPatch
     data: str
 
@@ -195,7 +195,7 @@ def _of_maps(pictures: Tensor, given: Tensor | None, classes: str) -> Lesson:
     numbers = torch.cat(maps)
     about = SpatialPatch(LayerPatch(), "classes", named, min(pictures.shape[2:]))
     tell = lambda rows: class_cells(numbers[rows], len(named), FACTOR)  # noqa: E731
-    return Lesson(painted(numbers, colours), tell, tell(torch.tensor([0])).shape[1], about, fingerprint([numbers]))
+    return Lesson(painted(numbers, colours), tell, about, fingerprint([numbers]))
 
 
 def _of_small(pictures: Tensor, given: Tensor | None, seed: int, codec: LatentCodec) -> Lesson:
@@ -203,7 +203,7 @@ def _of_small(pictures: Tensor, given: Tensor | None, seed: int, codec: LatentCo
     near = _encoded(codec, bicubic(small, SCALE))
     about = SpatialPatch(LayerPatch(), "small picture", size=min(pictures.shape[2:]), scale=SCALE)
     tell = lambda rows: given_of(small[rows], near[rows])  # noqa: E731
-    return Lesson(small, tell, tell(torch.tensor([0])).shape[1], about, fingerprint([small]))
+    return Lesson(small, tell, about, fingerprint([small]))
 
 
 def _smaller(pictures: Tensor, seed: int) -> Tensor:
@@ -222,13 +222,12 @@ def _encoded(codec: LatentCodec, pictures: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def _layers(model: LatentModel, channels: int, rank: int, seed: int) -> ToldLayers:
-    made = ToldLayers(model.layers(), channels, rank, seed=seed)
-    if made.own != model.latent_channels:
-        raise ValueError(
-            f"model: its {FIRST} reads {made.own} channels, expected the latent's {model.latent_channels}; a model for "
-            "inpainting, or one that is told something already, cannot be taught this"
-        )
+def _layers(native: Any, model: LatentModel, lesson: Lesson, rank: int, seed: int) -> ToldLayers:
+    """What is trained. ValueError if the host could not put its file on this MODEL, as on one that is told something
+    already."""
+    tell = lesson.tell(torch.tensor([0]))
+    made = ToldLayers(model.layers(), tell.shape[1], rank, seed=seed)
+    told_model(native, replace(lesson.about, patch=LayerPatch({}, {FIRST: made.diff()})), 1.0, tell, 0, 0)
     return made
 
 

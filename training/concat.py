@@ -81,6 +81,12 @@ class ToldLayers(nn.Module):
         with self.applied(model, given):
             return model.predict_noise(x_t, t, condition)
 
+    def diff(self) -> Tensor:
+        """What is added to the first convolution's weight, [out, C + C', k, k]; a copy."""
+        columns = self.columns.detach()
+        own = columns.new_zeros(columns.shape[0], self.own, *columns.shape[2:])
+        return torch.cat([own, columns], 1)
+
     @contextmanager
     def applied(self, model: LatentModel, given: Tensor) -> Iterator[None]:
         """While open, the model is told what is given [B, C', h, w]."""
@@ -102,9 +108,8 @@ def read_told(path: str | os.PathLike[str], layers: ToldLayers) -> None:
 
 def write_told(path: str | os.PathLike[str], layers: ToldLayers, described: SpatialPatch) -> None:
     """The file of what was trained, fp16, whole or not at all; `described` says what it is told."""
-    own = layers.columns.new_zeros(layers.columns.shape[0], layers.own, *layers.columns.shape[2:])
-    diff = torch.cat([own, layers.columns.detach()], 1).half()
-    write_weights(path, {**lora_tensors(layers.lora.deltas()), DIFF: diff}, described.header())
+    tensors = {**lora_tensors(layers.lora.deltas()), DIFF: layers.diff().half()}
+    write_weights(path, tensors, described.header())
 
 
 def train(

@@ -113,7 +113,7 @@ def test_what_is_given_goes_with_its_picture(graph, places):
     from velatura.nodes import train_conditions as node
 
     numbered = torch.arange(4.0).view(-1, 1, 1, 1).expand(4, 3, 8, 10)
-    lesson = node.Lesson(numbered, lambda rows: numbered[rows], 3, SpatialPatch(LayerPatch(), "small picture"), "")
+    lesson = node.Lesson(numbered, lambda rows: numbered[rows], SpatialPatch(LayerPatch(), "small picture"), "")
     latents = {"samples": torch.arange(4.0).view(-1, 1, 1, 1).expand(4, 4, 4, 5)}
     with node.inputs.prepared(graph["model"], latents, graph["positive"], None, 7, "rows") as run:
         z, _, given = node._examples(run, lesson, 7)(0, 9)
@@ -190,15 +190,10 @@ def test_what_cannot_be_taught_is_refused_by_the_inputs_name(graph, places, chan
     assert not places.models.exists()
 
 
-def test_a_model_with_more_channels_is_refused(graph, places):
-    """An inpainting model's first convolution is told something already."""
-    from velatura.nodes.train_conditions import _layers
-
-    class Wide:
-        latent_channels = 4
-
-        def layers(self) -> dict[str, torch.nn.Module]:
-            return {"conv_in": torch.nn.Conv2d(9, 8, 3, padding=1)}
-
-    with pytest.raises(ValueError, match="model: its conv_in reads 9 channels, expected the latent's 4"):
-        _layers(Wide(), 8, 2, 0)  # pyright: ignore[reportArgumentType]
+def test_a_model_that_is_told_something_already_is_refused(graph, places):
+    """Its file could not be put on beside the other."""
+    taught(graph, given=maps(), name="first")
+    told = VelaturaSemanticMap.execute(graph["model"], maps(1), "loras/first.safetensors", 1.0, 0, 0, 1).args[0]
+    with pytest.raises(ValueError, match="model: another patch with a given latent is on it already"):
+        taught(graph, given=maps(), model=told)
+    assert [path.name for path in places.models.rglob("*.safetensors")] == ["first.safetensors"]
