@@ -148,10 +148,14 @@ def run_consistency(method: str) -> Run:
     return run
 
 
-def run_smooth(**more: Any) -> Run:
+def run_smooth(plain: float = 0, **more: Any) -> Run:
+    """`plain` rows for each of the batch."""
+
     def run(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
         model = new_model()
-        settings = smooth.SmoothSettings(**fields(batch, accumulate=2, prompt_dropout=0.3, memory=0.1, **more))
+        settings = smooth.SmoothSettings(
+            **fields(batch, accumulate=2, prompt_dropout=0.3, memory=0.1, plain=round(plain * batch), **more)
+        )
         return smooth.train(model, Student(lora=new_lora(model)), prompted, NULL, settings, folder, **options)
 
     return run
@@ -230,6 +234,9 @@ TRAINERS: dict[str, Run] = {
     "finetune": run_consistency("finetune"),
     "smooth": run_smooth(),
     "smooth_guarded": run_smooth(one_sided=True, min_snr=5.0, guard=1.0),
+    "smooth_sampled": run_smooth(
+        0.5, guidance=3.0, sampled=2, lowest=0.2, highest=0.8, one_sided=True, min_snr=5.0, guard=1.0
+    ),
     "transparency": run_transparency(),
     "transparency_turned": run_transparency(turned=True, keep_encoder=True, shake=0.3),
     "layers": run_layers,

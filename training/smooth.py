@@ -43,7 +43,7 @@ class SmoothSettings(Settings):
     by which L_base is weighed (Hang et al. 2023), 0 for not at all. `sampled`: in place of noised examples, what the
     student itself has come to after so many DDIM steps from pure noise, at that guidance, is regularised; 0 for
     examples. A smooth model comes through states between two pictures, of which examples have none. `guard` weighs how
-    far the colours of large areas leave the original model's in the predictions that are regularised.
+    far the mean colour of the predictions that are regularised leaves the original model's.
     """
 
     weight: float = 1.0
@@ -179,9 +179,9 @@ class _Parts:
     running: RunningMean
 
     def rows(self, first: int, count: int, among: range, dropout: float, generator: torch.Generator) -> Rows:
-        """`count` examples from this process's number `first` on, and their random numbers."""
-        z_0, condition = self.examples(first, count)
+        """This process's part of `count` examples of each, from number `first` on, and their random numbers."""
         share = share_of(self.accelerator)
+        z_0, condition = self.examples(first + share.rank * count, count)
         r = share.own(drawn(share.whole(z_0), among, dropout, generator))
         if self.null is not None and dropout:
             condition = without_prompts(condition, self.null, r.dropped)
@@ -192,7 +192,8 @@ class _Parts:
 def _losses(p: _Parts, number: int, generator: torch.Generator) -> dict[str, Tensor]:
     """L_base, L_reg (Eq. 9), the norm's mean over a batch of every process, and the colours' drift if it is guarded."""
     s = p.settings
-    first = share_of(p.accelerator).first(number, s.batch + s.plain)
+    of = p.accelerator.num_processes
+    first = number * of * (s.batch + s.plain)
     lowest = min(int(s.lowest * p.total), p.total - 1)
     among = range(lowest, max(lowest + 1, round(s.highest * p.total)))
     null = None if s.guidance == 1 else p.null
@@ -209,7 +210,7 @@ def _losses(p: _Parts, number: int, generator: torch.Generator) -> dict[str, Ten
     if s.guard:
         found["drift"] = _drift(p, z_0, r, condition, null, noise)
     if s.plain:
-        r, z_0, condition = p.rows(first + s.batch, s.plain, range(p.total), s.prompt_dropout, generator)
+        r, z_0, condition = p.rows(first + of * s.batch, s.plain, range(p.total), s.prompt_dropout, generator)
         with p.accelerator.autocast():
             noise = p.network(p.schedule.add_noise(z_0, r.eps, r.t), r.t, condition)
     weights = loss_weight(p.schedule, r.t, s.min_snr).to(noise)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.guidance import guide
@@ -15,10 +14,6 @@ from ..core.protocols import Condition
 from ..core.schedule import NoiseSchedule
 from .diffusion import stratified
 from .examples import join, take
-
-AREA = 4
-"""Latent cells a side of the areas whose colours are guarded."""
-
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
 """`network(x_t, t, condition)` is eps_theta."""
@@ -67,11 +62,10 @@ def variation(
 
 
 def colour_drift(schedule: NoiseSchedule, noise: Tensor, original: Tensor, t: Tensor) -> Tensor:
-    """The squared difference of two predictions' x0_hat at one x_t, in the means of areas of AREA x AREA cells: their
-    colours, without what is smaller. [B] from noises [B, C, h, w]."""
+    """The squared difference of two predictions' x0_hat at one x_t, in the mean over the whole picture: its colours,
+    without where things are. [B] from noises [B, C, h, w]."""
     ratio = (1 / schedule.alpha_bar(t) - 1).sqrt().to(noise).reshape(-1, 1, 1, 1)
-    side = min(AREA, *noise.shape[-2:])
-    return F.avg_pool2d(ratio * (noise - original), side).square().mean((1, 2, 3))
+    return (ratio * (noise - original)).mean((2, 3)).square().mean(1)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,16 @@ def test_every_trainer_trains_in_two_processes_as_in_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["smooth", "smooth_guarded", "autoencoder_kl", "transparency_turned", "concat_semantic", "concat_superres"]
+    "name",
+    [
+        "smooth",
+        "smooth_guarded",
+        "smooth_sampled",
+        "autoencoder_kl",
+        "transparency_turned",
+        "concat_semantic",
+        "concat_superres",
+    ],
 )
 def test_a_run_goes_on_after_one_of_its_processes_was_killed(name, tmp_path):
     _, whole = processes(2, tmp_path / "whole", 2, [name])

@@ -297,8 +297,8 @@ def test_rows_of_l_base_alone_leave_it_the_papers(tmp_path):
         torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-7)
 
 
-def test_the_guarded_colours_are_those_of_areas():
-    """What has no mean over an area is no drift; a tint of x0_hat by 0.1 is one of 0.01."""
+def test_the_guarded_colours_are_those_of_the_whole_picture():
+    """What has no mean is no drift; a tint of x0_hat by 0.1 is one of 0.01."""
     t, noise = torch.tensor([300, 700]), seeded(2, 4, 8, 8)
     ripple = torch.tensor([1.0, -1.0]).repeat(4).expand(2, 4, 8, 8)
     torch.testing.assert_close(variation.colour_drift(SCHEDULE, noise + ripple, noise, t), torch.zeros(2))
