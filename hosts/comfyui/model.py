@@ -25,7 +25,7 @@ from ...core.lora import LowRankDeltas
 from ...core.protocols import AttentionRule, Condition, Site
 from ...core.recompute import recomputing
 from ...core.schedule import NoiseSchedule
-from ..reading import check_features
+from ..reading import check_features, check_rows
 from . import autograd, guidance, lora, tiles, unet
 
 PIXELS = 8
@@ -113,6 +113,11 @@ class ComfyModel:
 
     def _control(self, control: Any, base: Any, x_ve: Tensor, sigma: Tensor, inputs: Any, options: Any) -> Any:
         """The residuals of a ControlNet that the condition carries."""
+        each = control
+        while self._differentiable and each is not None:
+            hint = getattr(each, "cond_hint_original", None)
+            check_rows("conditioning", 1 if hint is None else hint.shape[0], x_ve.shape[0])
+            each = each.previous_controlnet
         control.pre_run(base, base.model_sampling.percent_to_sigma)
         try:
             return control.get_control(x_ve, sigma, inputs, 1, options)
@@ -162,7 +167,10 @@ class ComfyModel:
             known["pooled_output"] = condition.pooled.to(self.device)
         elif base.adm_channels:
             raise ValueError("condition: this network needs a pooled prompt embedding; use its own text encoder")
-        return {name: value.process_cond(batch, area=None) for name, value in base.extra_conds(**known).items()}
+        found = base.extra_conds(**known)
+        if self._differentiable and "c_concat" in found:
+            check_rows("model", found["c_concat"].cond.shape[0], batch)
+        return {name: value.process_cond(batch, area=None) for name, value in found.items()}
 
     def _options(
         self, base: Any, sigma: Tensor, t: Tensor, omega: Tensor | None, condition: Condition
