@@ -32,13 +32,28 @@ NAME = "velatura-pack"
 """What the folder in custom_nodes is called: users' names have dashes, so nothing may import the pack by name."""
 
 PROBE = '''
-"""Finds code of the pack's where it does not belong: in any module that is not the pack's."""
+"""Finds code of the pack's where it does not belong: in any module that is not the pack's. And loads any folder by the
+pack's own way, for models that are not shipped."""
 import sys
 import types
 from aiohttp import web
 from server import PromptServer
 
-NODE_CLASS_MAPPINGS = {}
+
+class ProbeFolder:
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "load", ("MODEL", "CLIP", "VAE")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"folder": ("STRING", {})}}
+
+    def load(self, folder):
+        import nodes
+        pack = sys.modules[nodes.NODE_CLASS_MAPPINGS["VelaturaDemoModel"].__module__]
+        return pack.host().load_folder(folder)
+
+
+NODE_CLASS_MAPPINGS = {"ProbeFolder": ProbeFolder}
 
 
 def ours(value, root):

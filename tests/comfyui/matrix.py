@@ -14,7 +14,10 @@ import pytest
 
 PAGE = Path(__file__).resolve().parents[2] / "web" / "docs" / "Beside.md"
 START, END = "<!-- the table: pytest --beside-table -->", "<!-- end of the table -->"
-MODULES = ("test_beside_samplers", "test_beside_engine", "test_beside_loading", "test_beside_server")
+MODULES = (
+    "test_beside_samplers", "test_beside_spatial", "test_beside_engine", "test_beside_asking", "test_beside_training",
+    "test_beside_loading", "test_beside_server",
+)  # fmt: skip
 WORKS, REFUSED, NONE = "works", "refused", "–"
 
 TOOLS = {
@@ -23,6 +26,7 @@ TOOLS = {
     "transparency": "Apply Transparency, SDXL's form and LoRAs",
     "frames": "Apply Transparency, SD 1.5's form",
     "share": "Share Attention",
+    "spatial": "Semantic Map, Super-Resolution",
     "joint": "Joint Layers, Condition on Layer",
     "invert": "Invert, Reconstruct, Prompt-Switch Edit, Morph",
     "drag": "Drag, Drag Identity",

@@ -18,7 +18,7 @@ from . import beside
 from .beside import Scene, close, differ, start
 from .matrix import works
 from .test_beside_engine import X, asked
-from .test_beside_samplers import TOOL, Ours, given, guidance, lora, share, told_frames, whole
+from .test_beside_samplers import TOOL, Ours, given, guidance, lora, share, spatial, tiled, told_frames, whole
 
 ROOM = 300_000
 """Bytes of weights that are loaded; the rest stays behind."""
@@ -60,7 +60,7 @@ def left_behind(model: Any) -> int:
     return sum(bool(getattr(each, "weight_function", None)) for each in model.model.modules())
 
 
-LOADED = (lora, guidance, whole, given, told_frames, share)
+LOADED = (lora, guidance, whole, given, told_frames, share, spatial, tiled)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_gradients_load_the_whole_model(host: Any, short: Any, monkeypatch: pyte
     assert not short.model.model_lowvram and bool(slope.isfinite().all())
 
 
-BATCHED = (lora, guidance, whole, given, told_frames, share)
+BATCHED = (lora, guidance, whole, given, told_frames, share, spatial, tiled)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from velatura import hosts
 from velatura.core.frame_patch import frame_patch_from
 from velatura.core.layer_patch import LayerPatch
 from velatura.core.lora import LowRank, LowRankDeltas, Target
+from velatura.core.tiles import Tiles
 
 from ..hosts.test_frame_patch import file
 from . import beside
@@ -96,14 +97,26 @@ def share(host: Any, model: Any, strength: float) -> Any:
     return host.with_layers(model, [deltas(61), None] if strength else [None], [3.0, 1.0] if strength else [1.0])
 
 
+def spatial(host: Any, model: Any, strength: float) -> Any:
+    """Told of a map or of a small picture."""
+    return host.with_layer_patch(model, patch(16), strength, 0.0, 1.0, seeded(1, 12, 16, 16, seed=60))
+
+
+def tiled(host: Any, model: Any, strength: float) -> Any:
+    """The same in tiles, of more than one cell at the network's depth; at strength 0 as a whole."""
+    return spatial(host, host.with_tiles(model, Tiles(12, 8)) if strength else model, strength)
+
+
 TOOL = {
     lora: "lora", guidance: "lcm", whole: "transparency", part: "transparency", given: "transparency",
-    frames: "frames", told_frames: "frames", share: "share",
+    frames: "frames", told_frames: "frames", share: "share", spatial: "spatial", tiled: "spatial",
 }  # fmt: skip
 """Which column of the table each is in."""
 WEIGHTS = (beside.stock_lora, beside.hook_lora)
 CONTROL = "the picture holds for all layers of the batch"
+UNTILED = "not in tiles, where the whole picture would be taken for a tile's, or a tile for the whole: refused"
 NOTES = {("frames", "controlnet"): CONTROL, ("share", "controlnet"): CONTROL}
+NOTES |= dict.fromkeys([("spatial", "controlnet"), ("spatial", "sag"), ("spatial", "easy_cache")], UNTILED)
 OTHERS: tuple[Other, ...] = (
     beside.stock_lora, beside.controlnet, beside.ip_adapter, beside.ip_adapter_at_depths, beside.area, beside.mask,
     beside.steps, beside.hook_lora, beside.zero_snr, beside.lcm_levels, beside.rescale_cfg, beside.free_u,
@@ -119,6 +132,10 @@ REFUSALS = {
     ("share", "windows"): ("context windows", ""),
     ("frames", "windows"): ("context windows", ""),
 }
+WORDS = "computed in tiles, which %s.* does not fit; set tile to 0, or take that away"
+IN_TILES = {
+    "controlnet": WORDS % "a ControlNet's", "sag": WORDS % "SelfAttentionGuidance", "easy_cache": WORDS % "EasyCache",
+}  # fmt: skip
 
 
 def row(other: Other) -> str:
@@ -136,8 +153,11 @@ def pairs(refusals: bool) -> Iterator[Any]:
     for ours, tool in TOOL.items():
         for other in (*LIKE.get(ours, OTHERS), *([beside.windows] if refusals else [])):
             words, note = REFUSALS.get((tool, row(other)), ("", NOTES.get((tool, row(other)), "")))
-            name = f"{ours.__name__}-{other.__name__}"
-            if refusals and words:
+            name, untiled = f"{ours.__name__}-{other.__name__}", ours is tiled and IN_TILES.get(row(other))
+            if untiled:
+                if refusals:
+                    yield pytest.param(ours, other, untiled, id=name)
+            elif refusals and words:
                 yield pytest.param(ours, other, words, id=name, marks=refused(tool, row(other), note))
             elif not refusals and not words:
                 yield pytest.param(ours, other, id=name, marks=works(tool, row(other), note))
@@ -189,17 +209,20 @@ def test_both_have_their_effect(draw: Draw, ours: Ours, other: Other) -> None:
 
 @pytest.mark.parametrize(("ours", "other", "words"), list(pairs(True)))
 def test_what_cannot_be_is_refused(host: Any, plain: Any, ours: Ours, other: Other, words: str) -> None:
+    # One prompt at once, as EasyCache would have it.
     scene = other(start(plain), 1.0)
+    cfg = 1.0 if other is beside.easy_cache else 3.0
     with pytest.raises(ValueError, match=words):
-        sample(scene._replace(model=ours(host, scene.model, 1.0)))
+        sample(scene._replace(model=ours(host, scene.model, 1.0)), cfg=cfg)
     scene = start(plain)
     with pytest.raises(ValueError, match=words):
-        sample(other(scene._replace(model=ours(host, plain, 1.0)), 1.0))
+        sample(other(scene._replace(model=ours(host, plain, 1.0)), 1.0), cfg=cfg)
 
 
 TWICE = "two that put layers into one batch, or that are each told of a layer, are refused"
 TWO = ((lora, guidance), (lora, given), (guidance, share), (whole, share), (given, share), (part, whole),
-       (lora, frames), (guidance, told_frames))  # fmt: skip
+       (lora, frames), (guidance, told_frames), (lora, spatial), (guidance, tiled), (whole, tiled), (part, spatial),
+       (share, spatial), (share, tiled), (frames, spatial), (frames, tiled), (told_frames, spatial))  # fmt: skip
 
 
 def two() -> Iterator[Any]:
@@ -228,6 +251,10 @@ def test_two_of_ours_are_on_one_model(draw: Draw, a: Ours, b: Ours) -> None:
         (frames, share, "draws 2 layers together already"),
         (frames, told_frames, "draws 2 layers together already"),
         (given, given, "another patch with a given latent"),
+        (given, spatial, "another patch with a given latent"),
+        (spatial, given, "another patch with a given latent"),
+        (spatial, spatial, "another patch with a given latent"),
+        (tiled, tiled, "in tiles already; set tile to 0"),
     ],
     ids=lambda each: getattr(each, "__name__", "refused"),
 )

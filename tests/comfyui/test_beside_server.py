@@ -13,25 +13,30 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from ..hosts import test_frame_patch as thin
 from .conftest import LAYER, Server, lora_of, serving
 from .matrix import works
 from .test_train_lcm import node
 
-LORA = "beside.safetensors"
+LORA, FRAMES = "beside.safetensors", "frames.safetensors"
 TEXTS = {"ball": "a red ball", "feather": "a blue feather", "none": ""}
 HOW = {"seed": 4, "steps": 2, "cfg": 3.0}
 
 
 @pytest.fixture(scope="module")
-def files(server: Server) -> None:
+def files(server: Server, random_folder: Path) -> None:
+    """A LoRA; and a model of SD 1.5's blocks, thin, with a patch of its form."""
     folder = server.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(lora_of(LAYER, 0.5, torch.Generator().manual_seed(8)), folder / LORA)
+    save_file(thin.file(2, False), folder / FRAMES)
+    thin.write(random_folder, server.base / "thin")
 
 
-def start() -> dict[str, Any]:
+def start(base: Path) -> dict[str, Any]:
     return {
         "load": node("VelaturaDemoModel", model="sprites"),
+        "load-thin": node("ProbeFolder", folder=str(base / "thin")),
         **{name: node("CLIPTextEncode", clip=["load", 1], text=text) for name, text in TEXTS.items()},
         "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
         "stock": node("LoraLoaderModelOnly", model=["load", 0], lora_name=LORA, strength_model=1.0),
@@ -89,26 +94,70 @@ def transparent() -> dict[str, Any]:
     return {"patch": patch, "transparent-model": model, "transparent": sampler("transparent-model")}
 
 
+def framed() -> dict[str, Any]:
+    """In SD 1.5's form, two layers."""
+    patch = node("VelaturaLoadLayerPatch", file=f"loras/{FRAMES}")
+    model = node("VelaturaApplyTransparency", model=["load-thin", 0], patch=["frames", 0], strength=0.5,
+                 start_percent=0.0, end_percent=1.0)  # fmt: skip
+    return {"frames": patch, "framed-model": model, "framed": sampler("framed-model")}
+
+
+def mapped() -> dict[str, Any]:
+    """In tiles, by a map of its own for each of the two."""
+    file = "sprites-semantic (demo)"
+    text = "sunny meadow far\nstar: star 0.3 0.4 0.2"
+    paint = node("VelaturaPaintMap", text=text, width=64, height=64, file=file)
+    model = node("VelaturaSemanticMap", model=["stock", 0], map=["paint", 0], file=file, strength=1.0, tile=32,
+                 overlap=16, batch_size=2)  # fmt: skip
+    return {"paint": paint, "mapped-model": model, "mapped": sampler("mapped-model")}
+
+
+def dragged() -> dict[str, Any]:
+    """The plain pictures."""
+    image = node("VAEDecode", samples=["plain", 0], vae=["load", 2])
+    drawing = '{"points": [{"from": [20, 20], "to": [40, 28]}]}'
+    points = node("VelaturaDragEditor", image=["dragged-from", 0], drag=drawing)
+    wires = {"positive": ["ball", 0], "vae": ["load", 2], "points": ["points", 0], "image": ["points", 2]}
+    how = {"mode": "quality", "steps": 2, "strength": 1.0, "iterations": 2, "rate": 0.1, "cut_out": False,
+           "snap": False, "fill_steps": 1, "fill_strength": 0.4, "seed": 0, "low_memory": False}  # fmt: skip
+    drag = node("VelaturaDrag", model=["stock", 0], **wires, **how)
+    return {"plain": sampler("load"), "dragged-from": image, "points": points, "dragged": drag}
+
+
+def trained() -> dict[str, Any]:
+    """On the plain pictures; a run of this name that has ended gives its result again."""
+    train = node(
+        "VelaturaTrainSmoothLora", model=["stock", 0], latents=["plain", 0], positive=["ball", 0], steps=2, batch=2,
+        learning_rate=0.05, rank=4, weight=1.0, accumulate=1, low_memory=False, seed=3, name="beside-trained",
+    )  # fmt: skip
+    return {"plain": sampler("load"), "train": train, "trained": sampler("train")}
+
+
 BRANCHES: dict[str, dict[str, Any]] = {
     "plain": {"plain": sampler("load")}, "smooth": smooth(), "lcm": lcm(), "shared": shared(), "joint": joint(),
-    "transparent": transparent(), "inverted": inverted(),
+    "transparent": transparent(), "inverted": inverted(), "framed": framed(), "mapped": mapped(),
+    "dragged": dragged(), "trained": trained(),
 }  # fmt: skip
-TOOLS = {"smooth": "lora", "lcm": "lcm", "shared": "share", "joint": "joint", "transparent": "transparency",
-         "inverted": "invert"}  # fmt: skip
+TOOLS = {
+    "smooth": "lora", "lcm": "lcm", "shared": "share", "joint": "joint", "transparent": "transparency",
+    "inverted": "invert", "framed": "frames", "mapped": "spatial", "dragged": "drag", "trained": "train",
+}  # fmt: skip
+LATENT = {"dragged": 1}
+"""Which output of a branch's node is its latent, if not the first."""
 
 
-def graph(*names: str) -> dict[str, Any]:
-    prompt = start()
+def graph(base: Path, *names: str) -> dict[str, Any]:
+    prompt = start(base)
     for name in names:
         prompt |= BRANCHES[name]
-        prompt[f"{name}-image"] = node("VAEDecode", samples=[name, 0], vae=["load", 2])
+        prompt[f"{name}-image"] = node("VAEDecode", samples=[name, LATENT.get(name, 0)], vae=["load", 2])
         prompt[f"{name}-saved"] = node("SaveImage", images=[f"{name}-image", 0], filename_prefix=f"beside/{name}")
     return prompt
 
 
 def pictures(server: Server, *names: str) -> dict[str, np.ndarray]:
     """Two pictures of each branch, all of them from one graph."""
-    files = server.pictures(graph(*names))
+    files = server.pictures(graph(server.base, *names))
     pixels = [np.asarray(Image.open(file).convert("RGB"), np.int16) for file in files]
     return {name: np.stack(pixels[2 * number : 2 * number + 2]) for number, name in enumerate(names)}
 
@@ -149,6 +198,10 @@ def caching(request: pytest.FixtureRequest, pack: Path, files: None) -> Iterator
 @works("joint", "caches")
 @works("transparency", "caches")
 @works("invert", "caches")
+@works("frames", "caches")
+@works("spatial", "caches")
+@works("drag", "caches")
+@works("train", "caches")
 def test_every_cache_draws_the_same(caching: Server, alone: dict[str, np.ndarray]) -> None:
     for names in (tuple(BRANCHES), ("smooth", "shared"), ("inverted",), tuple(reversed(BRANCHES))):
         same(pictures(caching, *names), alone)

@@ -31,15 +31,19 @@ SD15 = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 32
 
 @pytest.fixture(scope="module")
 def folder(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SD 1.5's blocks, thin, with the demo model's text encoder and autoencoder."""
     made = tmp_path_factory.mktemp("sd15") / "small"
-    shutil.copytree(random_folder, made)
+    write(random_folder, made)
+    return made
+
+
+def write(demo: Path, folder: Path) -> None:
+    """SD 1.5's blocks, thin, with the demo model's text encoder and autoencoder."""
+    shutil.copytree(demo, folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         unet: Any = build.new_unet(SMALL)
-    (made / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel", **SMALL}))
-    save_file(unet.state_dict(), made / "unet" / "diffusion_pytorch_model.safetensors")
-    return made
+    (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel", **SMALL}))
+    save_file(unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.fixture(scope="module", params=["diffusers", "comfyui"])
