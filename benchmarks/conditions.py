@@ -25,7 +25,7 @@ from ..training import report
 from . import _cascade, _segments
 
 PICTURES, QUICK_PICTURES = 32, 4
-STEPS, DENOISE = 2, 0.1  # the node's own
+STEPS, DENOISE = 4, 0.5  # the node's own
 WAYS = ((1, 0.1), (2, 0.1), (2, 0.3), (4, 0.5), (8, 1.0))
 MAP_STEPS, GUIDANCE = 20, conditions.GUIDANCE
 SEGMENTER = 200  # steps of the judge of maps

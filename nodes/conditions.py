@@ -251,10 +251,10 @@ class VelaturaSuperResolution(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="The noise: the same seed, the same picture.",
                 ),
-                io.Int.Input("steps", default=2, min=1, max=1000, tooltip="Denoising steps, by DDIM."),
+                io.Int.Input("steps", default=4, min=1, max=1000, tooltip="Denoising steps, by DDIM."),
                 io.Float.Input(
                     "denoise",
-                    default=0.1,
+                    default=0.5,
                     min=0.01,
                     max=1.0,
                     step=0.01,
