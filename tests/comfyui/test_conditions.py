@@ -154,7 +154,7 @@ def files(server: Server) -> None:
     """What a user might pick by mistake."""
     folder, models = server.base / "models" / "loras", ROOT / "demo" / "models"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, file in (("enlarges", SUPERRES_FILE), ("follows", SEMANTIC_FILE), ("smooth", SMOOTH_FILE)):
+    for name, file in (("enlarges", SUPERRES_FILE), ("follows", SEMANTIC_FILE), ("untold", SMOOTH_FILE)):
         shutil.copy(models / file, folder / f"{name}.safetensors")
     whole = (models / SEMANTIC_FILE).read_bytes()
     (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -168,7 +168,7 @@ def files(server: Server) -> None:
         ({"map": (100, 128)}, ["map: expected sides that are multiples of 8, got 100x128"]),
         ({"map": (64, 64)}, ["latent: expected 8x8 cells, as the given layer has, got 16x16"]),
         ({"file": "loras/enlarges.safetensors"}, ["told small picture, expected one that is told classes"]),
-        ({"file": "loras/smooth.safetensors"}, ["smooth.safetensors", "velatura_told in its header"]),
+        ({"file": "loras/untold.safetensors"}, ["untold.safetensors", "velatura_told in its header"]),
         ({"file": "loras/cut.safetensors"}, ["cut.safetensors", "not a whole safetensors file"]),
         ({"overlap": 128}, ["overlap: expected 0 .. 15 cells of a tile of 16, got 16"]),
         ({"tile": 8}, ["tile: expected at least 2 cells"]),
@@ -201,7 +201,7 @@ def refused(server: Server, graph: dict[str, Any]) -> dict[str, Any]:
     ("changes", "said"),
     [
         ({"file": "loras/follows.safetensors"}, "told classes, expected one that is told small picture"),
-        ({"file": "loras/smooth.safetensors"}, "velatura_told in its header"),
+        ({"file": "loras/untold.safetensors"}, "velatura_told in its header"),
     ],
 )
 def test_a_wrong_file_does_not_enlarge(server: Server, changes: dict[str, Any], said: str) -> None:
