@@ -23,7 +23,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from . import matrix
+from velatura import hosts
+
+from . import beside, matrix
 
 COMFYUI = os.environ.get("COMFYUI_PATH")
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
@@ -255,3 +257,45 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"web/docs/Beside.md is not written: {said}")
     else:
         matrix.PAGE.write_text(matrix.page(matrix.PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@pytest.fixture
+def executor() -> Iterator[None]:
+    """ComfyUI's executor runs nodes in inference mode."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def host(comfyui: Path) -> Iterator[Any]:
+    """ComfyUI, in this process, as the nodes' host."""
+    before, hosts._chosen = hosts._chosen, hosts.load("comfyui")
+    yield hosts._chosen
+    hosts._chosen = before
+
+
+@pytest.fixture(scope="module")
+def plain(host: Any) -> Any:
+    """A small MODEL of random weights."""
+    with torch.inference_mode():
+        return beside.network()
+
+
+@pytest.fixture(scope="module")
+def vae(host: Any, random_folder: Path) -> Any:
+    with torch.inference_mode():
+        return host.load_folder(random_folder)[2]
+
+
+@pytest.fixture
+def folders(comfyui: Path, tmp_path: Path) -> Iterator[None]:
+    """New files go to a folder of the test's."""
+    import folder_paths  # pyright: ignore[reportMissingImports]
+
+    paths, _ = folder_paths.folder_names_and_paths["loras"]
+    before, output = list(paths), folder_paths.get_output_directory()
+    paths.insert(0, str(tmp_path))
+    folder_paths.set_output_directory(str(tmp_path))
+    yield
+    paths[:] = before
+    folder_paths.set_output_directory(output)

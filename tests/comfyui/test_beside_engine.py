@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from velatura import hosts
 from velatura.core.points import Points
 from velatura.core.protocols import Condition
 
@@ -22,51 +21,12 @@ from .beside import Other, Scene, close, differ, seeded, start
 from .matrix import refused, works
 from .test_beside_samplers import frames, given, lora, share
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 LAYERED = "one that draws layers together (Share Attention, SD 1.5's form of several layers) is refused"
 
 X, T = seeded(2, 4, 16, 16, seed=71), torch.tensor([801, 301])
 IMAGE = seeded(1, 128, 128, 3, seed=72).sigmoid()
-
-
-@pytest.fixture(autouse=True)
-def executor() -> Iterator[None]:
-    """ComfyUI's executor runs nodes in inference mode."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def host(comfyui: Path) -> Iterator[Any]:
-    """ComfyUI as the nodes' host."""
-    before, hosts._chosen = hosts._chosen, hosts.load("comfyui")
-    yield hosts._chosen
-    hosts._chosen = before
-
-
-@pytest.fixture(scope="module")
-def plain(host: Any) -> Any:
-    with torch.inference_mode():
-        return beside.network()
-
-
-@pytest.fixture(scope="module")
-def vae(host: Any, random_folder: Path) -> Any:
-    with torch.inference_mode():
-        return host.load_folder(random_folder)[2]
-
-
-@pytest.fixture
-def folders(comfyui: Path, tmp_path: Path) -> Iterator[None]:
-    """New files go to a folder of the test's."""
-    import folder_paths
-
-    paths, _ = folder_paths.folder_names_and_paths["loras"]
-    before, output = list(paths), folder_paths.get_output_directory()
-    paths.insert(0, str(tmp_path))
-    folder_paths.set_output_directory(str(tmp_path))
-    yield
-    paths[:] = before
-    folder_paths.set_output_directory(output)
 
 
 def theirs(scene: Scene, x: Tensor, t: Tensor) -> list[Tensor]:

@@ -4,15 +4,11 @@ fetched, and patched, at each use. The same numbers as of the whole model."""
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-
-from velatura import hosts
 
 from . import beside
 from .beside import Scene, close, differ, start
@@ -20,26 +16,10 @@ from .matrix import works
 from .test_beside_engine import X, asked
 from .test_beside_samplers import TOOL, Ours, given, guidance, lora, share, spatial, tiled, told_frames, whole
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 ROOM = 300_000
 """Bytes of weights that are loaded; the rest stays behind."""
-
-
-@pytest.fixture(autouse=True)
-def executor() -> Iterator[None]:
-    """ComfyUI's executor runs nodes in inference mode."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def host(comfyui: Path) -> Any:
-    return hosts.load("comfyui")
-
-
-@pytest.fixture(scope="module")
-def plain(host: Any) -> Any:
-    with torch.inference_mode():
-        return beside.network()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ gone at strength 0; or the one is refused for what it would do to the other."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,28 +22,12 @@ from . import beside
 from .beside import Other, Scene, close, differ, sample, seeded, start
 from .matrix import refused, works
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 Ours = Callable[[Any, Any, float], Any]
 """A node of ours: (host, MODEL, strength) -> MODEL."""
 
 ATTENTION = "down_blocks_1_attentions_1_transformer_blocks_0_attn1_to_v"
-
-
-@pytest.fixture(autouse=True)
-def executor() -> Iterator[None]:
-    """ComfyUI's executor runs nodes in inference mode."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def host(comfyui: Path) -> Any:
-    return hosts.load("comfyui")
-
-
-@pytest.fixture(scope="module")
-def plain(host: Any) -> Any:
-    with torch.inference_mode():
-        return beside.network()
 
 
 def low(seed: int) -> LowRank:

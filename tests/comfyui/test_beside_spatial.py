@@ -4,14 +4,10 @@ or want the whole of it."""
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from velatura import hosts
 from velatura.core.tiles import Tiles
 
 from . import beside
@@ -19,23 +15,7 @@ from .beside import close, differ, sample, seeded, start
 from .matrix import refused, works
 from .test_beside_samplers import TOOL, Ours, given, guidance, lora, part, patch, spatial, tiled, told_frames, whole
 
-
-@pytest.fixture(autouse=True)
-def executor() -> Iterator[None]:
-    """ComfyUI's executor runs nodes in inference mode."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def host(comfyui: Path) -> Any:
-    return hosts.load("comfyui")
-
-
-@pytest.fixture(scope="module")
-def plain(host: Any) -> Any:
-    with torch.inference_mode():
-        return beside.network()
+pytestmark = pytest.mark.usefixtures("executor")
 
 
 def test_a_given_layers_picture_is_none_of_a_tiles(host: Any, plain: Any) -> None:

@@ -5,14 +5,11 @@ it cannot, or is not touched by it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-
-from velatura import hosts
 
 from . import beside
 from .beside import Other, Scene, close, differ, start
@@ -20,48 +17,9 @@ from .matrix import works
 from .test_beside_engine import control_for_both, row, train
 from .trainers import distill, finetune, layers, smooth
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 Tool = Callable[[Scene, Any], Tensor]
-
-
-@pytest.fixture(autouse=True)
-def executor() -> Iterator[None]:
-    """ComfyUI's executor runs nodes in inference mode."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def host(comfyui: Path) -> Iterator[Any]:
-    """ComfyUI as the nodes' host."""
-    before, hosts._chosen = hosts._chosen, hosts.load("comfyui")
-    yield hosts._chosen
-    hosts._chosen = before
-
-
-@pytest.fixture(scope="module")
-def plain(host: Any) -> Any:
-    with torch.inference_mode():
-        return beside.network()
-
-
-@pytest.fixture(scope="module")
-def vae(host: Any, random_folder: Path) -> Any:
-    with torch.inference_mode():
-        return host.load_folder(random_folder)[2]
-
-
-@pytest.fixture
-def folders(comfyui: Path, tmp_path: Path) -> Iterator[None]:
-    """New files go to a folder of the test's."""
-    import folder_paths
-
-    paths, _ = folder_paths.folder_names_and_paths["loras"]
-    before, output = list(paths), folder_paths.get_output_directory()
-    paths.insert(0, str(tmp_path))
-    folder_paths.set_output_directory(str(tmp_path))
-    yield
-    paths[:] = before
-    folder_paths.set_output_directory(output)
 
 
 TRAINERS = (train, layers, smooth, distill, finetune)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,9 @@ from .conftest import ROOT, SEMANTIC_FILE, SUPERRES_FILE
 from .test_native import seeded
 from .test_same_numbers import NOISE
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 MAP, LARGE = "sprites-semantic (demo)", "sprites-superres (demo)"
-
-
-@pytest.fixture(autouse=True)
-def executor() -> Iterator[None]:
-    """ComfyUI's executor runs nodes in inference mode."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def host(comfyui: Path) -> Iterator[Any]:
-    """ComfyUI as the nodes' host."""
-    before, hosts._chosen = hosts._chosen, hosts.load("comfyui")
-    yield hosts._chosen
-    hosts._chosen = before
 
 
 @pytest.fixture

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from velatura import hosts
 from velatura.core.frame_patch import FramePatch, frame_patch_from
 from velatura.core.layer_patch import read_layer_patch
 from velatura.core.lora import read_lora
@@ -22,7 +20,7 @@ from ..hosts.test_frame_patch import SD15 as WIDTHS
 from ..hosts.test_frame_patch import widths
 from .beside import Scene, differ, seeded
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("executor")]
 
 COMMON = {
     "use_checkpoint": False, "image_size": 32, "out_channels": 4, "use_spatial_transformer": True, "legacy": False,
@@ -42,21 +40,6 @@ SDXL = COMMON | {
 }  # fmt: skip
 NOISE = seeded(1_000_003)
 """All weights are pieces of it: drawing billions of numbers would take minutes."""
-
-
-@pytest.fixture(autouse=True)
-def executor() -> Iterator[None]:
-    """ComfyUI's executor runs nodes in inference mode."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def host(comfyui: Path) -> Iterator[Any]:
-    """ComfyUI as the nodes' host."""
-    before, hosts._chosen = hosts._chosen, hosts.load("comfyui")
-    yield hosts._chosen
-    hosts._chosen = before
 
 
 def noise(*shape: int, size: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
