@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,14 +95,14 @@ def lost(path: Path, tasks: int, kill: Callable[[Task, Result], None]) -> int:
 
 
 def killing() -> Callable[[Task, Result], None]:
-    """Once two workers have done something, kills the one that is in the middle of a task."""
-    seen: list[str] = []
+    """Kills the first worker that has done something, in the middle of its next task."""
+    killed: list[str] = []
 
     def kill(task: Task, result: Result) -> None:
-        if result.worker not in seen:
-            seen.append(result.worker)
-            if len(seen) == 2:
-                os.kill(int(seen[0].rpartition(":")[2]), signal.SIGKILL)
+        if not killed:
+            killed.append(result.worker)
+            process = int(result.worker.rpartition(":")[2])
+            threading.Timer(0.05, os.kill, (process, signal.SIGKILL)).start()
 
     return kill
 
