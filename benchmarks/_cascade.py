@@ -20,6 +20,7 @@ from ..core.enlarge import bicubic, given_of
 from ..core.metrics import psnr
 from ..core.schedule import NoiseSchedule
 from ..demo import architecture, degrade, measure, sprites
+from ..demo.half import quick_half
 from ..training import supervised
 from ..training.autoencoder import encode_mean
 from ..training.diffusion import loss_weight, stratified
@@ -155,7 +156,7 @@ def _drawn(network: Any, given: Tensor, shape: tuple[int, ...], quick: bool) -> 
     for rows in torch.arange(len(given)).split(16):
         x = torch.stack([measure.numbered_noise(shape, int(n)) for n in rows])
         for t, s in zip(times, ends, strict=True):
-            with torch.autocast("cpu", torch.bfloat16):
+            with quick_half():
                 eps = _predict(network, x, given[rows], t.expand(len(rows))).float()
             x = ddim_transfer(SCHEDULE, x, eps, t, s)
         made.append(x)

@@ -22,6 +22,7 @@ from ..core.shared_attention import layer_loras, shared_attention
 from ..core.transparency import TransparencyDecoder, TransparencyEncoder, encode, shown_to_autoencoder
 from ..core.transparency_decode import SHARE, TOLERANCE, decode
 from ..demo import captions, classifier, layers, measure, release, sprites
+from ..demo.half import quick_half
 from ..training import report
 from . import _decoding, _light, _matting, _stack
 from .lcm import ratios
@@ -180,7 +181,7 @@ def _sampled(
             shape = (bench.model.latent_channels, 16, 16)
             noise = torch.stack([measure.numbered_noise(shape, at * total + n) for n in range(len(rows))])
             empty = null.with_embedding(null.embedding.expand(len(rows), -1, -1))
-            with torch.autocast("cpu", torch.bfloat16):
+            with quick_half():
                 made.append(
                     ddim_sample(bench.model, noise, bench.text.encode(rows), empty, w=w, timesteps=timesteps).float()
                 )

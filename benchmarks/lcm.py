@@ -15,6 +15,7 @@ from ..core.consistency import consistency_sample, lcm_timesteps
 from ..core.lcm_file import read_lcm
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
 from ..demo import classifier, distil, measure, release, sprites
+from ..demo.half import quick_half
 from . import _diffusers
 from ._comfyui import measured
 
@@ -35,7 +36,7 @@ def run(
     rounds: int = 15,
 ) -> dict[str, Any]:
     """The figures of `velatura bench lcm`. An accuracy is the mean over kind, colour and background. `half`: pictures
-    are made under bfloat16 autocast.
+    are made under bfloat16 autocast where it is quick.
 
     FileNotFoundError if the model is not there.
     """
@@ -56,7 +57,7 @@ def run(
     def judged(sample: measure.Sample) -> tuple[float, float]:
         nonlocal done
         before = done
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        with quick_half(model.device, half):
             made = measure.pictures(
                 model,
                 text,

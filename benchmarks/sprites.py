@@ -11,6 +11,7 @@ import torch
 from ..core import metrics
 from ..core.protocols import Progress, no_progress
 from ..demo import classifier, measure, release, sprites
+from ..demo.half import quick_half
 
 IMAGES, QUICK_IMAGES = 2000, 96
 
@@ -44,7 +45,7 @@ def run(
 
     scenes = [sprites.draw(measure.HELD_OUT, part, 8).captions for part in torch.arange(count).split(64)]
     prompts = [caption for part in scenes for caption in part]
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+    with quick_half(model.device, half):
         made = measure.generate(model, text, codec, prompts, seed=0, steps=steps, progress=progress)
     verdict = measure.judge(judge, made, kind, colour, place)
     figures |= {"accuracy_kind": verdict.kind, "accuracy_colour": verdict.colour, "accuracy_background": verdict.place}

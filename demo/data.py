@@ -17,6 +17,7 @@ from ..training.diffusion import Examples
 from ..training.examples import shuffled_rows
 from . import sprites
 from .architecture import tokenize
+from .half import quick_half
 
 BLOCK = 512  # scenes in one file of latents
 _BARE_SEED = 0x5EED
@@ -82,7 +83,7 @@ def encode_blocks(
             parts = [style(seed, part, bare) for part in indices.split(16)]
             latents = []
             for image, _ in parts:
-                with torch.autocast("cpu", torch.bfloat16, enabled=image.device.type == "cpu"):
+                with quick_half("cpu", image.device.type == "cpu"):
                     latents.append(encode(image.contiguous(memory_format=torch.channels_last)).half())
             ids = tokenize([caption for _, captions in parts for caption in captions]).to(torch.int16)
             note = {"seed": seed, "bare": bare, "made_by": made_by}
