@@ -15,6 +15,7 @@ from ..core import smoothness
 from ..core.lora import read_lora
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
 from ..demo import architecture, distil, measure, release, smoothing, sprites
+from ..demo.half import quick_half
 from ..training import report
 from ..training.smooth import train
 from .lcm import Judge
@@ -44,10 +45,12 @@ def run(
     scenes: int = 2048,
     sheet: str | Path | None = SHEET,
 ) -> dict[str, Any]:
-    """The figures of `velatura bench smooth`: ISTD, Frechet distance and accuracy of the base model and of the shipped
-    Smooth-LoRA; and by lambda and by rank, of `table_steps` of training each (0 for none).
+    """The figures of `velatura bench smooth`: ISTD, Frechet distance, accuracy and the share of pictures lit from the
+    side that was told, of the base model and of the shipped Smooth-LoRA; and by lambda and by rank, of `table_steps` of
+    training each (0 for none).
 
-    Pixels are in 0 .. 1. Pictures are made under bfloat16 autocast, the same prompts and noises for every model.
+    Pixels are in 0 .. 1. Pictures are made under bfloat16 autocast where it is quick, the same prompts and noises for
+    every model.
     """
     from ..hosts import load
 
@@ -83,7 +86,7 @@ class Measure:
 
     def __call__(self, model: LatentModel, prompts: int) -> dict[str, float]:
         sample = measure.by_ddim(model, self.steps, GUIDANCE)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with quick_half(model.device):
             distances = self._distances(sample, model.latent_channels, prompts)
             made = measure.pictures(
                 model, self.text, self.codec, self.judge.prompts, sample, seed=0, progress=self.progress
@@ -94,6 +97,7 @@ class Measure:
             "distance": float(distances.mean()),
             "fid": fid,
             "accuracy": accuracy,
+            "side": measure.side_heard(made, self.judge.prompts),
         }
 
     @torch.no_grad()

@@ -3,7 +3,7 @@ features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.ddim import Spacing, ddim_sample, ddim_timesteps
 from ..core.protocols import Condition, LatentCodec, LatentModel, Progress, TextEncoder, no_progress
-from . import classifier, data, sprites
+from . import captions, classifier, data, sprites
 
 HELD_OUT = 777_000  # seed of the scenes that nothing was trained on
 
@@ -45,6 +45,32 @@ def judge(model: classifier.Classifier, images: Tensor, kind: Tensor, colour: Te
         float((verdict.place.argmax(1) == place).float().mean()),
         verdict.features,
     )
+
+
+SIDED = tuple(
+    map(
+        captions.BACKGROUNDS.index,
+        ("warm sunset", "cold night", "sunny meadow", "lamplit room", "plain studio", "misty forest", "grey storm"),
+    )
+)
+"""The places whose pictures show from which side they are lit."""
+
+
+def side_heard(images: Tensor, prompts: Sequence[str]) -> float:
+    """The share of pictures lit from the side that their caption says, of those in SIDED that say one; nan if there are
+    none. Images [B, 3, S, S] in 0 .. 1. A side is seen as the nearer one of the mean pictures of either: as good as
+    certain of real scenes there."""
+    right = []
+    for place in SIDED:
+        rows = [n for n, said in enumerate(prompts) if captions.BACKGROUNDS[place] in said and " from the " in said]
+        if rows:
+            means = [
+                sprites.draw(HELD_OUT, range(48), images.shape[-1], place=place, side=side).blend.mean(0)
+                for side in (0, 1)
+            ]
+            far = torch.stack([(images[rows] - mean).flatten(1).norm(dim=1) for mean in means])
+            right += [captions.SIDES[side] in prompts[n] for n, side in zip(rows, far.argmin(0).tolist(), strict=True)]
+    return sum(right) / len(right) if right else float("nan")
 
 
 Sample = Callable[[Tensor, Condition, Condition, int], Tensor]

@@ -24,7 +24,18 @@ from .examples import Examples
 from .loop import Job, Settings, Trained, Watch, accelerator_for, fit, no_watch, recipe_of
 from .share import share_of
 from .students import Student
-from .variation import Drawn, Network, RunningMean, colour_drift, drawn, on_path, prediction, variation, without_prompts
+from .variation import (
+    Drawn,
+    Network,
+    RunningMean,
+    coarsened,
+    colour_drift,
+    drawn,
+    on_path,
+    prediction,
+    variation,
+    without_prompts,
+)
 
 Sample = Callable[[Student, Mapping[str, list[float]]], Tensor | None]
 """`sample(student, losses)`: a picture [3, H, W] in 0 .. 1 of how far it is, or None."""
@@ -43,7 +54,9 @@ class SmoothSettings(Settings):
     by which L_base is weighed (Hang et al. 2023), 0 for not at all. `sampled`: in place of noised examples, what the
     student itself has come to after so many DDIM steps from pure noise, at that guidance, is regularised; 0 for
     examples. A smooth model comes through states between two pictures, of which examples have none. `guard` weighs how
-    far the mean colour of the predictions that are regularised leaves the original model's.
+    far the mean colour of the predictions that are regularised leaves the original model's. `coarse`: directions u are
+    the same over areas of so many cells' side, so that what is held even is the change of the layout; one direction of
+    a thousand, a light that changes sides hardly tells among all.
     """
 
     weight: float = 1.0
@@ -58,6 +71,7 @@ class SmoothSettings(Settings):
     min_snr: float = 0.0
     sampled: int = 0
     guard: float = 0.0
+    coarse: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +79,9 @@ class SmoothSettings(Settings):
             raise ValueError(f"weight: expected 0 or more, got {self.weight}")
         if not 0 < self.memory <= 1:
             raise ValueError(f"memory: expected more than 0 and at most 1, got {self.memory}")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate: expected at least 1, got {self.accumulate}")
+        for name in ("accumulate", "coarse"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.prompt_dropout < 1:
             raise ValueError(f"prompt_dropout: expected at least 0 and less than 1, got {self.prompt_dropout}")
         if not 0 <= self.lowest < self.highest <= 1:
@@ -198,6 +213,7 @@ def _losses(p: _Parts, number: int, generator: torch.Generator) -> dict[str, Ten
     among = range(lowest, max(lowest + 1, round(s.highest * p.total)))
     null = None if s.guidance == 1 else p.null
     r, z_0, condition = p.rows(first, s.batch, among, s.prompt_dropout if null is None else 0.0, generator)
+    r = replace(r, u=coarsened(r.u, s.coarse))
     predict = prediction(p.network, condition, null, s.guidance, len(z_0))
     if s.sampled:
         with p.accelerator.autocast():

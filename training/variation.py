@@ -86,6 +86,12 @@ def drawn(z_0: Tensor, among: range, dropout: float, generator: torch.Generator)
     return Drawn(t, eps, u, torch.rand(len(z_0), generator=generator) < dropout)
 
 
+def coarsened(u: Tensor, side: int) -> Tensor:
+    """Directions [B, C, h, w], the same over areas of `side` x `side` cells: those of each area's first cell."""
+    areas = u[..., ::side, ::side].repeat_interleave(side, -2).repeat_interleave(side, -1)
+    return areas[..., : u.shape[-2], : u.shape[-1]]
+
+
 @torch.no_grad()
 def on_path(schedule: NoiseSchedule, predict: Predict, r: Drawn, last: int, steps: int) -> tuple[Tensor, Drawn]:
     """DDIM from pure noise `r.eps` at timestep `last` to each row's own `r.t`, in equal steps: x0_hat and, in place of

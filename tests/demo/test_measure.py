@@ -1,5 +1,7 @@
 """The measures against values known in advance."""
 
+import math
+
 import pytest
 import torch
 
@@ -25,6 +27,14 @@ def test_frechet_distance_of_gaussians_in_closed_form():
     moved = a * torch.tensor([1.0, 2.0, 1.0, 1.0]) + torch.tensor([3.0, 0, 0, 0])
     assert measure.frechet(a, a) == pytest.approx(0, abs=1e-6)
     assert measure.frechet(a, moved) == pytest.approx(9 + 1, rel=0.03)
+
+
+def test_the_told_side_is_seen_in_the_light():
+    """In nearly all real scenes, hardly ever in mirrored ones; where no caption says a side, there is no share."""
+    scenes = sprites.draw(measure.HELD_OUT, range(64), 64)
+    assert measure.side_heard(scenes.blend, scenes.captions) > 0.95
+    assert measure.side_heard(scenes.blend.flip(3), scenes.captions) < 0.05
+    assert math.isnan(measure.side_heard(scenes.blend[:1], ["a red star in a cold night"]))
 
 
 def test_bare_scenes_are_named_no_object_and_have_no_colour():

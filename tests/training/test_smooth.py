@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from contextlib import nullcontext
 from typing import Any
 
@@ -248,6 +249,7 @@ BEYOND = {
     "min_snr": 5.0,
     "sampled": 2,
     "guard": 0.5,
+    "coarse": 2,
 }
 
 
@@ -263,6 +265,18 @@ def test_the_guided_prediction_is_both_rows_mixed():
         with_prompt = network(x, t, condition)
         without = network(x, t, Condition(NULL.embedding.expand(2, -1, -1)))
     torch.testing.assert_close(got, 3 * with_prompt - 2 * without, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 8])
+def test_coarse_directions_are_the_same_over_areas_and_as_long(side):
+    """A direction of the layout: its mean over an area is what it is there. One cell to an area are the papers' own."""
+    u = seeded(400, 4, 8, 8) / 256**0.5
+    coarse = variation.coarsened(u, side)
+    assert coarse.shape == u.shape and (side > 1 or torch.equal(coarse, u))
+    for top, left in itertools.product(range(0, 8, side), range(0, 8, side)):
+        area = coarse[..., top : top + side, left : left + side]
+        assert torch.equal(area, area[..., :1, :1].expand_as(area))
+    assert coarse.flatten(1).norm(dim=1).square().mean() == pytest.approx(1, abs=0.1)
 
 
 def test_a_sampled_state_is_the_samplers():
@@ -424,6 +438,7 @@ def test_a_network_without_second_derivative_is_refused(tmp_path):
         {"plain": -1},
         {"plain": 0, "guidance": 5.0},
         {"min_snr": -1.0},
+        {"coarse": 0},
     ],
 )
 def test_impossible_settings_are_refused_by_name(bad):
