@@ -54,9 +54,9 @@ class SmoothSettings(Settings):
     by which L_base is weighed (Hang et al. 2023), 0 for not at all. `sampled`: in place of noised examples, what the
     student itself has come to after so many DDIM steps from pure noise, at that guidance, is regularised; 0 for
     examples. A smooth model comes through states between two pictures, of which examples have none. `guard` weighs how
-    far the mean colour of the predictions that are regularised leaves the original model's. `coarse`: directions u are
-    the same over areas of so many cells' side, so that what is held even is the change of the layout; one direction of
-    a thousand, a light that changes sides hardly tells among all.
+    far the mean colour of the predictions that are regularised leaves the original model's. With `coarse`, directions
+    u are the same over areas of so many cells' side: the change of the layout is held even, which is a few directions
+    of a thousand where u is of single cells.
     """
 
     weight: float = 1.0
