@@ -237,6 +237,9 @@ TRAINERS: dict[str, Run] = {
     "smooth_sampled": run_smooth(
         0.5, guidance=3.0, sampled=2, lowest=0.2, highest=0.8, one_sided=True, min_snr=5.0, guard=1.0
     ),
+    "smooth_steep": run_smooth(
+        0.5, guidance=3.0, sampled=2, coarse=2, power=1, ceiling=0.2, distilled=True, hold=1.0, guard=1.0
+    ),
     "transparency": run_transparency(),
     "transparency_turned": run_transparency(turned=True, keep_encoder=True, shake=0.3),
     "layers": run_layers,

@@ -7,6 +7,7 @@ u a random direction and a the running mean of the norm.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ from .variation import (
     colour_drift,
     drawn,
     on_path,
+    picture_drift,
     prediction,
     variation,
     without_prompts,
@@ -56,7 +58,13 @@ class SmoothSettings(Settings):
     examples. A smooth model comes through states between two pictures, of which examples have none. `guard` weighs how
     far the mean colour of the predictions that are regularised leaves the original model's. With `coarse`, directions
     u are the same over areas of so many cells' side: the change of the layout is held even, which is a few directions
-    of a thousand where u is of single cells.
+    of a thousand where u is of single cells. `power` turns u so many times towards the direction in which the picture
+    changes most. With a `ceiling`, the norm is that of the change of x0_hat with x_t / sqrt(abar_t), which is above 1
+    where the sampler makes differences grow, and only what is above the ceiling, in place of the running mean, counts:
+    calm states are left alone. `distilled` makes the target of the `plain` rows what the student was at its start, in
+    place of the true noise, and their error that of x0_hat: nothing of examples is left to chance. `hold` weighs how
+    far the predictions of calm states, with a norm that is not too high, leave those at the start: a student's own path
+    has states that no example shows.
     """
 
     weight: float = 1.0
@@ -72,6 +80,10 @@ class SmoothSettings(Settings):
     sampled: int = 0
     guard: float = 0.0
     coarse: int = 1
+    power: int = 0
+    ceiling: float = 0.0
+    distilled: bool = False
+    hold: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,14 +98,19 @@ class SmoothSettings(Settings):
             raise ValueError(f"prompt_dropout: expected at least 0 and less than 1, got {self.prompt_dropout}")
         if not 0 <= self.lowest < self.highest <= 1:
             raise ValueError(f"lowest, highest: expected 0 <= lowest < highest <= 1, got {self.lowest}, {self.highest}")
-        for name in ("guidance", "plain", "min_snr", "sampled", "guard"):
+        for name in ("guidance", "plain", "min_snr", "sampled", "guard", "power", "ceiling", "hold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.distilled and not self.plain:
+            raise ValueError("plain: expected 1 or more with distilled, which is of those rows")
         if not self.plain and (self.highest - self.lowest < 1 or self.guidance != 1 or self.sampled):
             raise ValueError(
                 "plain: expected 1 or more with lowest, highest, guidance or sampled: L_base needs rows of its own"
             )
 
+
+MOST = 25.0
+"""The highest weight of a distilled row's error; that of x0_hat is 1 / SNR of that of the noise."""
 
 Rows = tuple[Drawn, Tensor, Condition]
 
@@ -158,7 +175,15 @@ def _job(
     def original(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return model.predict_noise(x_t, t, condition).float()
 
-    parts = _Parts(network, original, model.schedule, total, examples, null, settings, accelerator, running)
+    modules: dict[str, nn.Module] = {"running": running}
+    if settings.distilled or settings.hold:
+        modules["start"] = copy.deepcopy(student).requires_grad_(False).to(accelerator.device)
+
+    def start(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        with torch.no_grad(), accelerator.autocast():
+            return modules["start"](model, x_t, t, condition, torch.zeros(len(x_t))).float()
+
+    parts = _Parts(network, original, start, model.schedule, total, examples, null, settings, accelerator, running)
 
     def step(number: int, generator: torch.Generator) -> dict[str, float]:
         seen: dict[str, float] = {}
@@ -175,16 +200,18 @@ def _job(
         optimizer.zero_grad()
         return seen
 
-    modules: dict[str, nn.Module] = {"student": prepared, "running": running}
-    return Job(modules, {"student": optimizer}, step, {}, unaveraged=frozenset({"running"}))
+    unaveraged = frozenset(modules)
+    return Job({"student": prepared, **modules}, {"student": optimizer}, step, {}, unaveraged=unaveraged)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the losses are made of; `total` timesteps can be trained."""
+    """What the losses are made of: the student, the model without it, the student as it started; `total` timesteps can
+    be trained."""
 
     network: Network
     original: Network
+    start: Network
     schedule: NoiseSchedule
     total: int
     examples: Examples
@@ -219,31 +246,61 @@ def _losses(p: _Parts, number: int, generator: torch.Generator) -> dict[str, Ten
         with p.accelerator.autocast():
             z_0, r = on_path(p.schedule, predict, r, p.total - 1, s.sampled)
     with p.accelerator.autocast():
-        norms, noise = variation(p.schedule, predict, z_0, r.eps, r.u, r.t)
+        norms, noise = variation(p.schedule, predict, z_0, r.eps, r.u, r.t, s.power, s.ceiling > 0)
     mean = p.accelerator.reduce(norms.detach().mean(), "mean")
-    excess = norms - p.running.renew(mean)
-    found = {"regulariser": (excess.clamp(min=0) if s.one_sided else excess).square().mean(), "norm": mean}
-    if s.guard:
-        found["drift"] = _drift(p, z_0, r, condition, null, noise)
-    if s.plain:
-        r, z_0, condition = p.rows(first + of * s.batch, s.plain, range(p.total), s.prompt_dropout, generator)
-        with p.accelerator.autocast():
-            noise = p.network(p.schedule.add_noise(z_0, r.eps, r.t), r.t, condition)
-    weights = loss_weight(p.schedule, r.t, s.min_snr).to(noise)
-    return {"base": (weights * (noise - r.eps).square().mean((1, 2, 3))).mean(), **found}
+    excess = norms - (s.ceiling or p.running.renew(mean))
+    if s.ceiling or s.one_sided:
+        excess = excess.clamp(min=0)
+    found = {"regulariser": excess.square().mean(), "norm": mean}
+    if s.guard or s.hold:
+        found |= _drift(p, z_0, r, condition, null, noise, excess.detach() <= 0)
+    weights, error = _base(p, noise, r) if not s.plain else _plain(p, first + of * s.batch, generator)
+    return {"base": (weights.to(error) * error.square().mean((1, 2, 3))).mean(), **found}
+
+
+def _plain(p: _Parts, first: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The weights [B] and errors [B, C, h, w] of L_base's own rows."""
+    s = p.settings
+    r, z_0, condition = p.rows(first, s.plain, range(p.total), s.prompt_dropout, generator)
+    x_t = p.schedule.add_noise(z_0, r.eps, r.t)
+    with p.accelerator.autocast():
+        noise = p.network(x_t, r.t, condition)
+    if not s.distilled:
+        return _base(p, noise, r)
+    of_picture = (1 / p.schedule.alpha_bar(r.t) - 1).clamp(max=MOST)
+    return of_picture, noise - p.start(x_t, r.t, condition)
+
+
+def _base(p: _Parts, noise: Tensor, r: Drawn) -> tuple[Tensor, Tensor]:
+    return loss_weight(p.schedule, r.t, p.settings.min_snr), noise - r.eps
 
 
 def _weighed(s: SmoothSettings, found: Mapping[str, Tensor]) -> Tensor:
     loss = found["base"] + s.weight * found["regulariser"]
-    return loss + s.guard * found["drift"] if s.guard else loss
+    for name, weight in (("drift", s.guard), ("held", s.hold)):
+        if weight:
+            loss = loss + weight * found[name]
+    return loss
 
 
-def _drift(p: _Parts, z_0: Tensor, r: Drawn, condition: Condition, null: Condition | None, noise: Tensor) -> Tensor:
-    """How far the colours of the regularised predictions are from the original model's there."""
+def _drift(
+    p: _Parts, z_0: Tensor, r: Drawn, condition: Condition, null: Condition | None, noise: Tensor, calm: Tensor
+) -> dict[str, Tensor]:
+    """How far the regularised predictions are from the original model's there in colours, and in whole pictures from
+    the student's at its start, if they are `calm` [B]."""
     x_t = p.schedule.add_noise(z_0, r.eps, r.t).detach()
-    with torch.no_grad(), p.accelerator.autocast():
-        original = prediction(p.original, condition, null, p.settings.guidance, len(z_0))(x_t, r.t)
-    return colour_drift(p.schedule, noise, original, r.t).mean()
+
+    def of(network: Network) -> Tensor:
+        return prediction(network, condition, null, p.settings.guidance, len(z_0))(x_t, r.t)
+
+    found = {}
+    if p.settings.guard:
+        with torch.no_grad(), p.accelerator.autocast():
+            original = of(p.original)
+        found["drift"] = colour_drift(p.schedule, noise, original, r.t).mean()
+    if p.settings.hold:
+        found["held"] = (calm * picture_drift(p.schedule, noise, of(p.start), r.t)).mean()
+    return found
 
 
 def _backward(accelerator: Any, loss: Tensor) -> None:

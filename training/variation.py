@@ -45,19 +45,28 @@ def variation(
     eps: Tensor,
     u: Tensor,
     t: Tensor,
+    power: int = 0,
+    relative: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`sqrt(1 - abar_t) ||J_eps^T u||` for each sample, [B], and the network's noise [B, C, h, w], both differentiable.
 
     J_eps is the Jacobian of x0_hat with respect to the noise that made x_t; one backward pass gives J_eps^T u, as the
     gradient of x0_hat . u (Smooth Diffusion, Eq. 10). `u` [B, C, h, w] is N(0, I) / sqrt(C h w): of length one in
-    expectation. `predict(x_t, t)` is eps_theta.
+    expectation. `predict(x_t, t)` is eps_theta. With `power`, u is first turned so many times by `u <- J_eps^T u`, to
+    length one: towards the direction in which the picture changes most, for J_eps of a denoiser is nearly symmetric.
+    `relative` gives the change of x0_hat with y = x_t / sqrt(abar_t) in place of sqrt(1 - abar_t) J_eps: where it is r,
+    DDIM's ODE dy / dsigma = (y - x0_hat) / sigma makes a difference along u grow as sigma^(1 - r), so above 1 it grows.
     """
     eps = eps.detach().requires_grad_()
     x_t = schedule.add_noise(z_0, eps, t)
     noise = predict(x_t, t)
     x0_hat = schedule.x0_from_epsilon(x_t, noise, t)
-    sigma = (1 - schedule.alpha_bar(t)).sqrt().to(x0_hat).reshape(-1, 1, 1, 1)
-    (gradient,) = torch.autograd.grad((sigma * x0_hat * u).sum(), eps, create_graph=True)
+    abar = schedule.alpha_bar(t)
+    scale = ((abar / (1 - abar)) if relative else (1 - abar)).sqrt().to(x0_hat).reshape(-1, 1, 1, 1)
+    for _ in range(power):
+        (u,) = torch.autograd.grad((x0_hat * u).sum(), eps, retain_graph=True)
+        u = torch.nn.functional.normalize(u.flatten(1)).view_as(u)
+    (gradient,) = torch.autograd.grad((scale * x0_hat * u).sum(), eps, create_graph=True)
     return gradient.flatten(1).norm(dim=1), noise
 
 
@@ -66,6 +75,12 @@ def colour_drift(schedule: NoiseSchedule, noise: Tensor, original: Tensor, t: Te
     without where things are. [B] from noises [B, C, h, w]."""
     ratio = (1 / schedule.alpha_bar(t) - 1).sqrt().to(noise).reshape(-1, 1, 1, 1)
     return (ratio * (noise - original)).mean((2, 3)).square().mean(1)
+
+
+def picture_drift(schedule: NoiseSchedule, noise: Tensor, original: Tensor, t: Tensor) -> Tensor:
+    """The mean squared difference of two predictions' x0_hat at one x_t. [B] from noises [B, C, h, w]."""
+    ratio = (1 / schedule.alpha_bar(t) - 1).sqrt().to(noise).reshape(-1, 1, 1, 1)
+    return (ratio * (noise - original)).square().mean((1, 2, 3))
 
 
 @dataclass(frozen=True)

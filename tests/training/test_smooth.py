@@ -250,6 +250,10 @@ BEYOND = {
     "sampled": 2,
     "guard": 0.5,
     "coarse": 2,
+    "power": 1,
+    "ceiling": 0.5,
+    "distilled": True,
+    "hold": 0.5,
 }
 
 
@@ -277,6 +281,41 @@ def test_coarse_directions_are_the_same_over_areas_and_as_long(side):
         area = coarse[..., top : top + side, left : left + side]
         assert torch.equal(area, area[..., :1, :1].expand_as(area))
     assert coarse.flatten(1).norm(dim=1).square().mean() == pytest.approx(1, abs=0.1)
+
+
+def test_a_turned_direction_is_the_one_that_changes_the_picture_most():
+    """Of a symmetric Jacobian, as a denoiser's is, the norm comes to its largest eigenvalue."""
+    batch = Double()
+    batch.u /= batch.u.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    matrix = torch.linalg.qr(seeded(16, 16, seed=8).double()).Q
+    matrix = matrix @ torch.diag(torch.linspace(-0.9, 0.5, 16).double()) @ matrix.T
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        return (x_t.flatten(1) @ matrix).view_as(x_t)
+
+    def norms(power: int) -> Tensor:
+        return variation.variation(SCHEDULE, predict, batch.z_0, batch.eps, batch.u, batch.t, power)[0]
+
+    abar = SCHEDULE.alphas_cumprod[batch.t].double()
+    jacobian = ((1 - abar) / abar).sqrt()[:, None, None] * (torch.eye(16) - (1 - abar).sqrt()[:, None, None] * matrix)
+    largest = (1 - abar).sqrt() * torch.linalg.eigvalsh(jacobian).amax(1)
+    torch.testing.assert_close(norms(400), largest, rtol=1e-4, atol=0)
+    assert (norms(0) < norms(1)).all() and (norms(1) < norms(3)).all() and (norms(3) < largest).all()
+
+
+def test_a_relative_norm_above_one_is_a_difference_that_grows():
+    """It is x0_hat's with y = x_t / sqrt(abar_t), the Jacobian in DDIM's ODE dy / dsigma = (y - x0_hat) / sigma."""
+    batch = Double()
+
+    def x0_hat(y: Tensor) -> Tensor:
+        x_t = SCHEDULE.alphas_cumprod[batch.t].double().sqrt().reshape(-1, 1, 1, 1) * y
+        return SCHEDULE.x0_from_epsilon(x_t, batch.predict(x_t, batch.t), batch.t)
+
+    sigma = (1 / SCHEDULE.alphas_cumprod[batch.t].double() - 1).sqrt().reshape(-1, 1, 1, 1)
+    jacobian = torch.autograd.functional.jacobian(x0_hat, batch.z_0 + sigma * batch.eps)
+    expected = [(jacobian[k, :, :, :, k].reshape(16, 16).T @ batch.u[k].flatten()).norm() for k in range(2)]
+    got, _ = variation.variation(SCHEDULE, batch.predict, batch.z_0, batch.eps, batch.u, batch.t, relative=True)
+    torch.testing.assert_close(got, torch.stack(expected), rtol=1e-6, atol=0)
 
 
 def test_a_sampled_state_is_the_samplers():
@@ -321,15 +360,27 @@ def test_the_guarded_colours_are_those_of_the_whole_picture():
     torch.testing.assert_close(drift, torch.full((2,), 0.01), rtol=1e-4, atol=1e-6)
 
 
-def test_the_guard_holds_the_student_to_the_original(tmp_path):
-    """Untrained, it has no drift; moved, it has one, and the guard's gradient alone lowers it."""
+def test_what_calm_states_are_held_to_is_the_whole_picture():
+    """A ripple without mean is a difference there: of x0_hat by 0.1, one of 0.01."""
+    t, noise = torch.tensor([300, 700]), seeded(2, 4, 8, 8)
+    ripple = torch.tensor([0.1, -0.1]).repeat(4) / (1 / SCHEDULE.alpha_bar(t) - 1).sqrt().float().view(-1, 1, 1, 1)
+    drift = variation.picture_drift(SCHEDULE, noise + ripple, noise, t)
+    torch.testing.assert_close(drift, torch.full((2,), 0.01), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "seen"), [("guard", "drift"), ("hold", "held")])
+def test_guards_hold_the_student_to_what_it_was(name, seen, tmp_path):
+    """Untrained, it has no drift; moved, it has one, from the model without it or from its start, and the guard's
+    gradient alone lowers it."""
     model = new_model()
     lora = adapters.LowRankLayers(model.layers(), 2, which="attention")
-    still = smooth.train(model, students.Student(lora=lora), data, NULL, settings(guard=1.0, steps=1), tmp_path / "a")
-    assert still.history["drift"] == [0.0]
-    kept = {"weight": 0.0, "rate": 0.02, "plain": 1, "steps": 12, "prompt_dropout": 0.0}
-    free, held = (train(tmp_path / f"{g}", guard=g, **kept).history["drift"] for g in (1e-9, 100.0))
-    assert held[-1] < 0.5 * free[-1] and free[0] > 0
+    calm = {"ceiling": 1e6}
+    chosen = settings(steps=1, **calm, **{name: 1.0})
+    still = smooth.train(model, students.Student(lora=lora), data, NULL, chosen, tmp_path / "a")
+    assert still.history[seen] == [0.0]
+    kept = {"weight": 0.0, "rate": 0.02, "plain": 1, "steps": 12, "prompt_dropout": 0.0} | calm
+    free, held = (train(tmp_path / f"{g}", **kept, **{name: g}).history[seen] for g in (1e-9, 100.0))
+    assert held[-1] < 0.5 * free[-1] and (free[0] > 0) is (name == "guard")
 
 
 def test_one_sided_leaves_what_is_below_the_mean(tmp_path):
@@ -339,6 +390,29 @@ def test_one_sided_leaves_what_is_below_the_mean(tmp_path):
     both = train(tmp_path / "both", steps=1, batch=8).history["regulariser"][0]
     above = train(tmp_path / "above", steps=1, batch=8, memory=1.0, one_sided=True).history["regulariser"][0]
     assert 0 < above < both
+
+
+def test_a_ceiling_leaves_calm_states_alone(tmp_path):
+    """Nothing is above a high one; the excess over a low one is the norm itself, whatever the running mean."""
+    high = train(tmp_path / "high", steps=1, batch=1, ceiling=1e6)
+    assert high.history["regulariser"] == [0.0] and high.history["norm"][0] > 0
+    low = train(tmp_path / "low", steps=1, batch=1, ceiling=1e-9, hold=1.0).history
+    assert low["regulariser"][0] == pytest.approx(low["norm"][0] ** 2, rel=1e-5)
+    assert low["held"] == [0.0]  # only calm states are held to the original model's pictures
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_distilled_rows_ask_for_what_the_student_was(distilled: bool, tmp_path):
+    """It has nothing to learn from them at its start, where the true noise always leaves an error."""
+    model, student = new_model(), new_student(new_model())
+    options: dict[str, Any] = {"plain": 2, "distilled": distilled, "prompt_dropout": 0.0, "weight": 0.0}
+    done = train(tmp_path, model=model, student=student, steps=1, **options)
+    assert (done.history["base"] == [0.0]) is distilled
+    if distilled:
+        start = read_tensors(tmp_path / CHECKPOINT)[0]
+        assert all(
+            torch.equal(start[f"model.start.{key}"], value) for key, value in new_student(model).state_dict().items()
+        )
 
 
 def test_what_goes_beyond_the_papers_is_resumed_bit_for_bit(tmp_path):
@@ -439,6 +513,10 @@ def test_a_network_without_second_derivative_is_refused(tmp_path):
         {"plain": 0, "guidance": 5.0},
         {"min_snr": -1.0},
         {"coarse": 0},
+        {"power": -1},
+        {"ceiling": -1.0},
+        {"hold": -1.0},
+        {"plain": 0, "distilled": True},
     ],
 )
 def test_impossible_settings_are_refused_by_name(bad):
