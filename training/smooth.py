@@ -34,6 +34,7 @@ from .variation import (
     drawn,
     on_path,
     picture_drift,
+    picture_weight,
     prediction,
     variation,
     without_prompts,
@@ -109,9 +110,6 @@ class SmoothSettings(Settings):
             )
 
 
-MOST = 25.0
-"""The highest weight of a distilled row's error; that of x0_hat is 1 / SNR of that of the noise."""
-
 Rows = tuple[Drawn, Tensor, Condition]
 
 
@@ -173,7 +171,8 @@ def _job(
         return prepared(model, x_t, t, condition, torch.zeros(len(x_t))).float()
 
     def original(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return model.predict_noise(x_t, t, condition).float()
+        with torch.no_grad(), accelerator.autocast():
+            return model.predict_noise(x_t, t, condition).float()
 
     modules: dict[str, nn.Module] = {"running": running}
     if settings.distilled or settings.hold:
@@ -232,7 +231,7 @@ class _Parts:
 
 
 def _losses(p: _Parts, number: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """L_base, L_reg (Eq. 9), the norm's mean over a batch of every process, and the colours' drift if it is guarded."""
+    """L_base, L_reg (Eq. 9), the norm's mean over a batch of every process, and what is guarded or held."""
     s = p.settings
     of = p.accelerator.num_processes
     first = number * of * (s.batch + s.plain)
@@ -254,7 +253,7 @@ def _losses(p: _Parts, number: int, generator: torch.Generator) -> dict[str, Ten
     found = {"regulariser": excess.square().mean(), "norm": mean}
     if s.guard or s.hold:
         found |= _drift(p, z_0, r, condition, null, noise, excess.detach() <= 0)
-    weights, error = _base(p, noise, r) if not s.plain else _plain(p, first + of * s.batch, generator)
+    weights, error = _plain(p, first + of * s.batch, generator) if s.plain else _base(p, noise, r)
     return {"base": (weights.to(error) * error.square().mean((1, 2, 3))).mean(), **found}
 
 
@@ -267,11 +266,11 @@ def _plain(p: _Parts, first: int, generator: torch.Generator) -> tuple[Tensor, T
         noise = p.network(x_t, r.t, condition)
     if not s.distilled:
         return _base(p, noise, r)
-    of_picture = (1 / p.schedule.alpha_bar(r.t) - 1).clamp(max=MOST)
-    return of_picture, noise - p.start(x_t, r.t, condition)
+    return picture_weight(p.schedule, r.t), noise - p.start(x_t, r.t, condition)
 
 
 def _base(p: _Parts, noise: Tensor, r: Drawn) -> tuple[Tensor, Tensor]:
+    """The same of any rows, with the true noise."""
     return loss_weight(p.schedule, r.t, p.settings.min_snr), noise - r.eps
 
 
@@ -295,9 +294,7 @@ def _drift(
 
     found = {}
     if p.settings.guard:
-        with torch.no_grad(), p.accelerator.autocast():
-            original = of(p.original)
-        found["drift"] = colour_drift(p.schedule, noise, original, r.t).mean()
+        found["drift"] = colour_drift(p.schedule, noise, of(p.original), r.t).mean()
     if p.settings.hold:
         found["held"] = (calm * picture_drift(p.schedule, noise, of(p.start), r.t)).mean()
     return found

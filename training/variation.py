@@ -73,14 +73,21 @@ def variation(
 def colour_drift(schedule: NoiseSchedule, noise: Tensor, original: Tensor, t: Tensor) -> Tensor:
     """The squared difference of two predictions' x0_hat at one x_t, in the mean over the whole picture: its colours,
     without where things are. [B] from noises [B, C, h, w]."""
-    ratio = (1 / schedule.alpha_bar(t) - 1).sqrt().to(noise).reshape(-1, 1, 1, 1)
-    return (ratio * (noise - original)).mean((2, 3)).square().mean(1)
+    return _difference(schedule, noise, original, t).mean((2, 3)).square().mean(1)
 
 
 def picture_drift(schedule: NoiseSchedule, noise: Tensor, original: Tensor, t: Tensor) -> Tensor:
     """The mean squared difference of two predictions' x0_hat at one x_t. [B] from noises [B, C, h, w]."""
-    ratio = (1 / schedule.alpha_bar(t) - 1).sqrt().to(noise).reshape(-1, 1, 1, 1)
-    return (ratio * (noise - original)).square().mean((1, 2, 3))
+    return _difference(schedule, noise, original, t).square().mean((1, 2, 3))
+
+
+def picture_weight(schedule: NoiseSchedule, t: Tensor, most: float = 25.0) -> Tensor:
+    """What the squared error of the noise is weighed by to be that of x0_hat, 1 / SNR, but at `most` so much: [B]."""
+    return (1 / schedule.alpha_bar(t) - 1).clamp(max=most)
+
+
+def _difference(schedule: NoiseSchedule, noise: Tensor, original: Tensor, t: Tensor) -> Tensor:
+    return (1 / schedule.alpha_bar(t) - 1).sqrt().to(noise).reshape(-1, 1, 1, 1) * (noise - original)
 
 
 @dataclass(frozen=True)
