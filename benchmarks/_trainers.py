@@ -117,6 +117,18 @@ def run_autoencoder(regulariser: str) -> Run:
     return run
 
 
+def run_drawn(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
+    from ..hosts.diffusers import build
+
+    def drawn(first: int, count: int) -> tuple[Tensor, Tensor]:
+        return rows(first, count, 4, 8, 8, kind=1), rows(first, count, 3, 16, 16, kind=1).tanh()
+
+    vae = seeded(lambda: build.new_autoencoder(VAE))
+    settings = autoencoder.AutoencoderSettings(**fields(batch, decoder_only=True, drawn=batch))
+    pictures = lambda *at: rows(*at, 3, 16, 16).tanh()  # noqa: E731
+    return autoencoder.train(vae, pictures, settings, folder, drawn=drawn, **options)
+
+
 def run_diffusion(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
     from ..hosts.diffusers import build
 
@@ -228,6 +240,7 @@ def run_identity(folder: Path, batch: int, options: dict[str, Any]) -> Trained:
 TRAINERS: dict[str, Run] = {
     "autoencoder_kl": run_autoencoder("kl"),
     "autoencoder_vq": run_autoencoder("vq"),
+    "autoencoder_drawn": run_drawn,
     "diffusion": run_diffusion,
     "supervised": run_supervised,
     "distill": run_consistency("distill"),

@@ -20,7 +20,7 @@ from ..training import diffusion, report, supervised
 from ..training.checkpoint import CheckpointError
 from ..training.loop import CHECKPOINT, Settings
 from ..training.share import Draw
-from . import architecture, classifier, conditions, data, layers, smoothing, sprites, transparency
+from . import architecture, classifier, conditions, data, drawn, layers, smoothing, sprites, transparency
 from .distil import ConsistencyRecipe, train_recipe
 from .runs import SHIPPED, finish, new_autoencoder, shipped, this_process, trained_autoencoder
 
@@ -33,14 +33,23 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class AutoencoderRecipe(autoencoding.AutoencoderSettings):
+    """`drawn_scenes` captions give the latents of the `drawn` rows, half of them with the Smooth-LoRA of the run
+    `smooth`, or the shipped one."""
+
     factor: int = 8
     regulariser: str = "kl"
     scenes_seed: int = 1
     bare: float = 0.125
     start_from: str = ""
+    drawn_scenes: int = 1024
+    smooth: str = SHIPPED
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.drawn and self.start_from != SHIPPED:
+            raise ValueError(f"start_from: expected {SHIPPED!r} with drawn, whose latents the shipped model draws")
+        if self.drawn_scenes < 1:
+            raise ValueError(f"drawn_scenes: expected at least 1, got {self.drawn_scenes}")
         if self.decoder_only and not self.start_from:
             raise ValueError("decoder_only: expected start_from to name the run whose encoder is kept")
         architecture.autoencoder(self.factor, self.regulariser)  # pyright: ignore[reportArgumentType]
@@ -163,7 +172,8 @@ def _train_autoencoder(r: AutoencoderRecipe, folder: Path, progress: Progress, r
     else:
         vae, kept_scale = new_autoencoder(r.factor, r.regulariser, r.seed), 0.0
     images = data.pictures(r.scenes_seed, r.bare)
-    done = autoencoding.train(vae, images, r, folder, progress=progress, resume=resume)
+    rows = drawn.drawn(vae, r, folder / "drawn", progress) if r.drawn else None
+    done = autoencoding.train(vae, images, r, folder, drawn=rows, progress=progress, resume=resume)
     best = done.modules["vae"].eval()
     seen = torch.cat([images(n, 16) for n in range(0, 128, 16)])
 

@@ -24,13 +24,18 @@ from .share import share_of
 Images = Callable[[int, int], Tensor]
 """`images(first, count)`: training pictures [count, 3, H, W] in -1 .. 1, the same for the same numbers."""
 
+Drawn = Callable[[int, int], tuple[Tensor, Tensor]]
+"""`drawn(first, count)`: latents [count, C, h, w], unscaled, that a diffusion model drew, and the pictures [count, 3,
+H, W] in -1 .. 1 that they shall decode to; the same for the same numbers."""
+
 
 @dataclass(frozen=True)
 class AutoencoderSettings(Settings):
     """`kl_weight` on the KL term (none for a codebook); `mse` and `edges` weigh the squared error and the error of
     the picture's differences beside L1, `thumbnail` the latent's own account of the colours (see Autoencoding),
     `chroma` the same errors of the colour differences, `similarity` one minus SSIM; `adversarial` weighs the
-    discriminator from step `adversarial_from` on."""
+    discriminator from step `adversarial_from` on. `drawn` more rows of each batch are of latents that a diffusion model
+    drew: a decoder that knows only real pictures' may fail on them."""
 
     kl_weight: float = 1e-6
     mse: float = 4.0
@@ -41,6 +46,7 @@ class AutoencoderSettings(Settings):
     adversarial: float = 0.0
     adversarial_from: int = 10_000
     decoder_only: bool = False
+    drawn: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +59,7 @@ class AutoencoderSettings(Settings):
             "similarity",
             "adversarial",
             "adversarial_from",
+            "drawn",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
@@ -60,7 +67,7 @@ class AutoencoderSettings(Settings):
 
 class Autoencoding(nn.Module):
     """One forward for both regularisers: (reconstruction, regulariser loss, thumbnail loss). Takes diffusers'
-    AutoencoderKL or VQModel.
+    AutoencoderKL or VQModel. Below the reconstructions are the pictures of the latents `drawn`, if there are any.
 
     The thumbnail loss asks that the picture's colours, averaged over a latent's cell, be a linear function of the
     latent. It reaches the encoder past the decoder, which without it finds a second colour axis only after thousands
@@ -76,7 +83,7 @@ class Autoencoding(nn.Module):
         eye = 0.3 * torch.eye(3, config.latent_channels)
         self.thumbnail.load_state_dict({"weight": eye[:, :, None, None], "bias": torch.zeros(3)})
 
-    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, noise: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         vae: Any = self.vae
         h = vae.quant_conv(vae.encoder(image))
         if hasattr(vae, "quantize"):
@@ -88,6 +95,8 @@ class Autoencoding(nn.Module):
             loss = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
         small = F.adaptive_avg_pool2d(image, z.shape[-2:])
         thumbnail = (self.thumbnail(z).float() - small).square().mean()
+        if drawn is not None:
+            z = torch.cat([z, drawn.to(z)])
         return vae.decoder(vae.post_quant_conv(z)), loss, thumbnail
 
 
@@ -137,11 +146,18 @@ def train(
     settings: AutoencoderSettings,
     folder: str | os.PathLike[str],
     *,
+    drawn: Drawn | None = None,
     progress: Progress = no_progress,
     resume: bool = False,
     recipe: dict[str, Any] | None = None,
 ) -> Trained:
-    """Train in place; the outcome's "vae" is the averaged one. `recipe` adds what else the run depends on."""
+    """Train in place; the outcome's "vae" is the averaged one. `drawn` gives the rows of `settings.drawn`, `recipe`
+    what else the run depends on.
+
+    ValueError if one of the two is there without the other.
+    """
+    if (drawn is None) != (settings.drawn == 0):
+        raise ValueError(f"drawn: expected latents exactly where settings.drawn is above 0, got {settings.drawn}")
     accelerator = accelerator_for(settings)
     if not resume and not settings.decoder_only:
         calm_posterior(vae)
@@ -166,13 +182,18 @@ def train(
         image = image.to(accelerator.device, memory_format=torch.channels_last)
         shape = latent_shape(vae, share.whole(image))
         noise = share.own(torch.randn(shape, generator=generator)).to(image)
+        latents = None
+        wanted = image
+        if drawn is not None:
+            latents, pictures = (v.to(image) for v in drawn(share.first(number, settings.drawn), settings.drawn))
+            wanted = torch.cat([image, pictures])
         with accelerator.autocast():
-            out, regulariser, thumbnail = modules["vae"](image, noise)
+            out, regulariser, thumbnail = modules["vae"](image, noise, latents)
         out = out.float()
-        shown[:] = [torch.cat([image[:1], out.detach()[:1]], -1)]
+        shown[:] = [torch.cat([wanted[-1:], out.detach()[-1:]], -1)]
         judge = modules.get("judge") if number >= settings.adversarial_from else None
         weight = 1.0 if hasattr(vae, "quantize") else settings.kl_weight
-        reconstruction = reconstruction_loss(out, image, settings)
+        reconstruction = reconstruction_loss(out, wanted, settings)
         loss = reconstruction + weight * regulariser + settings.thumbnail * thumbnail
         if judge is not None:
             loss = loss - settings.adversarial * judge(out).float().mean()
@@ -180,7 +201,7 @@ def train(
         parts = {"reconstruction": reconstruction, "regulariser": regulariser, "thumbnail": thumbnail}
         if judge is not None:
             optimizers["judge"].zero_grad()  # what fooling it left there
-            parts["judge"] = F.relu(1 - judge(image)).float().mean() + F.relu(1 + judge(out.detach())).float().mean()
+            parts["judge"] = F.relu(1 - judge(wanted)).float().mean() + F.relu(1 + judge(out.detach())).float().mean()
             descend(accelerator, 0.5 * parts["judge"], judge, [optimizers["judge"]], settings.clip)
         return {name: value.item() for name, value in parts.items()}
 

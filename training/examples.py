@@ -16,15 +16,20 @@ Examples = Callable[[int, int], tuple[Tensor, Condition]]
 the same numbers."""
 
 
-def shuffled_rows(total: int, seed: int) -> Callable[[int, int], Tensor]:
-    """`rows(first, count)`: indices [count] into `total` rows, epoch after epoch, each in its own order."""
+def shuffled_rows(total: int, seed: int, weights: Tensor | None = None) -> Callable[[int, int], Tensor]:
+    """`rows(first, count)`: indices [count] into `total` rows, epoch after epoch, each in its own order. With `weights`
+    [total] rows come as often as those say, some of them twice in an epoch and others not at all."""
     order: dict[int, Tensor] = {}
 
     def position(n: int) -> int:
         epoch, at = divmod(n, total)
         if epoch not in order:
             order.clear()
-            order[epoch] = torch.randperm(total, generator=torch.Generator().manual_seed(seed + epoch))
+            generator = torch.Generator().manual_seed(seed + epoch)
+            if weights is None:
+                order[epoch] = torch.randperm(total, generator=generator)
+            else:
+                order[epoch] = torch.multinomial(weights.float(), total, replacement=True, generator=generator)
         return int(order[epoch][at])
 
     return lambda first, count: torch.tensor([position(n) for n in range(first, first + count)])
