@@ -4,6 +4,7 @@ Tables 1, 3 and 4)."""
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..core import smoothness
 from ..core.lora import read_lora
 from ..core.protocols import Condition, LatentModel, Progress, no_progress
-from ..demo import architecture, distil, measure, release, smoothing, sprites
+from ..demo import architecture, distil, measure, recipes, release, smoothing, sprites
 from ..demo.half import quick_half
 from ..training import report
 from ..training.smooth import train
@@ -25,6 +26,7 @@ TABLE_PROMPTS, TABLE_IMAGES = 8, 96
 FRAMES, STEPS, GUIDANCE = 11, 25, smoothing.GUIDANCE
 WEIGHTS = (0.1, 1.0, 10.0)
 RANKS = ("4", "8", "16", "full")
+RECIPE = "smooth_steep"  # what the tables train by
 FIRST_NOISE = 5_000_000  # the walks' ends have numbers of their own
 SHEET = Path(__file__).parent / "results" / "smooth.jpg"
 
@@ -38,8 +40,8 @@ def run(
     prompts: int | None = None,
     images: int | None = None,
     steps: int = STEPS,
-    table_steps: int = 120,
-    table_batch: int = 8,
+    table_steps: int = 60,
+    table_batch: int = 4,
     table_prompts: int | None = None,
     table_images: int | None = None,
     scenes: int = 2048,
@@ -137,19 +139,20 @@ def _tables(
     scenes: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The same training with another lambda, or another rank: `{"by_weight": {...}, "by_rank": {...}}`."""
-    fields: dict[str, Any] = {
-        "steps": steps, "batch": batch, "scenes": scenes, "scenes_seed": 7, "rate": 1e-3, "warmup": 10,
-        "cooldown": 0.4, "ema": 0.97, "precision": "bf16", "prompt_dropout": 0.1, "weight_decay": 1e-4, "seed": 21,
-    }  # fmt: skip
+    """The same training, from nothing, with another lambda, or another rank: `{"by_weight", "by_rank"}`."""
+    steep: Any = recipes.load(recipes.find(RECIPE))
+    steep = replace(steep, start_from="", steps=steps, save_every=steps, batch=batch, scenes=scenes)
     wanted: dict[tuple[str, str], dict[str, Any]] = {("weight", f"{w:g}"): {"weight": w} for w in WEIGHTS}
     # A whole network wants a lower rate than a LoRA.
-    wanted |= {("rank", r): {"trained": "full", "rate": 1e-4} if r == "full" else {"rank": int(r)} for r in RANKS}
+    wanted |= {
+        ("rank", r): {"weight": 1.0} | ({"trained": "full", "rate": 1e-4} if r == "full" else {"rank": int(r)})
+        for r in RANKS
+    }
     found: dict[str, dict[str, Any]] = {"by_weight": {}, "by_rank": {}}
     done: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as home:
         for (kind, value), more in wanted.items():
-            recipe = smoothing.SmoothRecipe(**(fields | more))
+            recipe = replace(steep, **more)
             if repr(recipe) not in done:  # lambda 1 and rank 8 are one
                 done[repr(recipe)] = _trained(
                     base, text, codec, recipe, Path(home, f"{kind}-{value}"), measured, prompts, progress
