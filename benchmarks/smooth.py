@@ -143,9 +143,9 @@ def _tables(
     steep: Any = recipes.load(recipes.find(RECIPE))
     steep = replace(steep, start_from="", steps=steps, save_every=steps, batch=batch, scenes=scenes)
     wanted: dict[tuple[str, str], dict[str, Any]] = {("weight", f"{w:g}"): {"weight": w} for w in WEIGHTS}
-    # A whole network wants a lower rate than a LoRA.
+    # Ranks at the lambda that shows most after so few steps. A whole network wants a lower rate than a LoRA.
     wanted |= {
-        ("rank", r): {"weight": 1.0} | ({"trained": "full", "rate": 1e-4} if r == "full" else {"rank": int(r)})
+        ("rank", r): {"weight": WEIGHTS[-1]} | ({"trained": "full", "rate": 1e-4} if r == "full" else {"rank": int(r)})
         for r in RANKS
     }
     found: dict[str, dict[str, Any]] = {"by_weight": {}, "by_rank": {}}
@@ -153,7 +153,7 @@ def _tables(
     with tempfile.TemporaryDirectory() as home:
         for (kind, value), more in wanted.items():
             recipe = replace(steep, **more)
-            if repr(recipe) not in done:  # lambda 1 and rank 8 are one
+            if repr(recipe) not in done:  # the last lambda and rank 8 are one
                 done[repr(recipe)] = _trained(
                     base, text, codec, recipe, Path(home, f"{kind}-{value}"), measured, prompts, progress
                 )
